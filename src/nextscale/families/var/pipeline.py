@@ -1,0 +1,294 @@
+"""VAR as a pipeline: classes in, pictures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from nextscale import __version__
+from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.families.var import checkpoint
+from nextscale.families.var.classes import imagenet_classes, resolve_labels
+from nextscale.families.var.session import SoftCodes, VARSession
+from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
+from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
+from nextscale.generation.loop import StepCallback, generate
+from nextscale.generation.request import (
+    GenerationOutput,
+    OutputType,
+    check_output_type,
+    convert_images,
+    resolve_cfg,
+    resolve_seeds,
+    resolve_ssg,
+    spans,
+)
+from nextscale.generation.tokens import Drawer, Filters, Sampler
+from nextscale.guidance.base import GuidanceChain
+from nextscale.guidance.cfg import ClassifierFreeGuidance
+from nextscale.guidance.schedules import StrengthLike
+from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.nn.placement import place
+from nextscale.scales import Grid, ScaleSchedule
+from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
+
+FAMILY = "var"
+# The settings VAR's authors publish figures for, at every depth.
+OFFICIAL_DEFAULTS = {"guidance_scale": 1.5, "top_k": 900, "top_p": 0.96, "temperature": 1.0}
+
+Label = int | str
+
+
+class VARPipeline:
+    """Class-conditional next-scale generation (VAR, arXiv 2404.02905).
+
+    Make one with :meth:`from_pretrained` or :meth:`from_official`.
+
+    transformer, tokenizer: the two models; their schedules and code widths must agree.
+    class_names: one per class, for labels given by name; may be empty.
+    defaults: ``guidance_scale``, ``top_k``, ``top_p``, ``temperature`` and ``ssg`` (a mapping with ``beta``) for
+        calls that do not name them.
+    """
+
+    def __init__(
+        self,
+        transformer: VARTransformer,
+        tokenizer: VARTokenizer,
+        *,
+        class_names: Sequence[str] = (),
+        defaults: Mapping[str, Any] | None = None,
+        name: str = "",
+    ) -> None:
+        for field in ("z_channels", "vocab_size"):
+            ours, theirs = getattr(transformer.config, field), getattr(tokenizer.config, field)
+            if ours != theirs:
+                raise CheckpointError(
+                    f"transformer and tokenizer do not belong together: {field} is {ours} and {theirs}"
+                )
+        if transformer.schedule != tokenizer.schedule:
+            raise CheckpointError(
+                f"transformer and tokenizer do not belong together: their grids are {transformer.schedule} "
+                f"and {tokenizer.schedule}"
+            )
+        self.transformer, self.tokenizer, self.name = transformer, tokenizer, name
+        self.class_names = tuple(class_names)
+        self.defaults: dict[str, Any] = {**OFFICIAL_DEFAULTS, **(defaults or {})}
+        self.defaults["top_k"] = min(self.defaults["top_k"], transformer.config.vocab_size)
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> VARPipeline:
+        """A model in the library's layout: an embedded name (``"cifar10"``), a folder, or a hub id.
+
+        Raises ModelNotFoundError or CheckpointError, naming what is wrong.
+        """
+        folder, placement = locate(name), place(device, dtype)
+        config = read_config(folder)
+        if config.get("family") != FAMILY:
+            raise CheckpointError(f"{str(name)!r} is a model of the family {config.get('family')!r}, not {FAMILY!r}")
+        return cls(
+            load_module(lambda c: VARTransformer(VARTransformerConfig(**c)), folder / "transformer", placement),
+            load_module(lambda c: VARTokenizer(VARTokenizerConfig(**c)), folder / "tokenizer", placement),
+            class_names=config.get("class_names", ()),
+            defaults=config.get("defaults"),
+            name=str(name),
+        )
+
+    @classmethod
+    def from_official(
+        cls,
+        transformer: str | Path,
+        tokenizer: str | Path | None = None,
+        *,
+        depth: int | None = None,
+        patch_nums: Sequence[int | Grid] | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> VARPipeline:
+        """The official files ``var_d*.pth`` and ``vae_ch160v4096z32.pth``, or any file with their tensors.
+
+        transformer: a file, a folder that holds both files, or a hub id (``"FoundationVision/var"``).
+        tokenizer: its file; looked for beside the transformer when left out.
+        depth: which transformer, for a hub id or a folder with several.
+        patch_nums: side of every scale, only where the tensors cannot tell.
+
+        Depth, width, heads and flags are read from the tensors. Raises CheckpointError for files that do not
+        fit, before anything is allocated, and ModelNotFoundError if a download fails.
+        """
+        placement = place(device, dtype)
+        transformer_file, tokenizer_file = checkpoint.find_files(transformer, tokenizer, depth)
+        model = checkpoint.load_transformer(transformer_file, placement, patch_nums)
+        names = imagenet_classes() if model.config.num_classes == 1000 else ()
+        return cls(
+            model,
+            checkpoint.load_tokenizer(tokenizer_file, placement, model.config.patch_nums),
+            class_names=names,
+            name=str(transformer) if depth is None else f"{transformer} d{depth}",
+        )
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write the library's layout into a folder; ``dtype`` rounds the weights on the way."""
+        folder = Path(folder)
+        save_module(self.transformer, self.transformer.config.to_dict(), folder / "transformer", dtype=dtype)
+        save_module(self.tokenizer, self.tokenizer.config.to_dict(), folder / "tokenizer", dtype=dtype)
+        config = {"family": FAMILY, "class_names": list(self.class_names), "defaults": self.defaults}
+        write_json(config, folder / "config.json")  # last: a folder with it is complete
+
+    # ------------------------------------------------------------------ properties
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return self.transformer.schedule
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the pictures, in pixels."""
+        h, w = self.schedule.final
+        return h * self.tokenizer.config.reduction, w * self.tokenizer.config.reduction
+
+    # ------------------------------------------------------------------ generation
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        labels: Label | Sequence[Label],
+        *,
+        guidance_scale: StrengthLike | ClassifierFreeGuidance | None = None,
+        ssg: float | ScaledSpatialGuidance | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float = 0.0,
+        temperature: float | Sequence[float] | None = None,
+        more_smooth: bool = False,
+        seed: int | Sequence[int] | None = None,
+        sampler: Sampler = "paired",
+        batch_size: int = 16,
+        on_step: StepCallback | None = None,
+        output_type: OutputType = "pil",
+    ) -> GenerationOutput:
+        """One picture per label.
+
+        labels: class numbers or names, mixed as you like; -1 is "no class".
+        guidance_scale: t at the last step of ``(1 + t) cond - t uncond``; it rises linearly from 0. A list gives
+            t for every step. 0 turns classifier-free guidance off, and its cost with it.
+        ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off.
+        top_k, top_p, min_p, temperature: see :class:`~nextscale.generation.tokens.Filters`.
+        more_smooth: mix codes instead of drawing them (VAR's option for looks; not for measuring).
+        seed: a number (the images get it and the following ones), one per image, or ``None`` for fresh ones.
+        sampler: ``"paired"`` (an image depends on its seed alone), ``"greedy"``, or ``"multinomial"`` (the
+            official code's draws; depends on the batch).
+        on_step: called with a :class:`~nextscale.generation.loop.StepInfo` after every step of every batch.
+        output_type: ``"pil"``, ``"pt"`` or ``"np"``; see :class:`GenerationOutput`.
+
+        ``None`` takes the model's default. Raises InvalidArgumentError naming the value and what is allowed.
+        """
+        check_output_type(output_type)
+        numbers = resolve_labels(labels, self.class_names, self.transformer.config.num_classes)
+        seeds = resolve_seeds(seed, len(numbers))
+        scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
+        cfg, spatial = resolve_cfg(scale, "extra"), resolve_ssg(ssg, self.defaults)
+        filters = self._filters(top_k, top_p, min_p, temperature)
+        guidance = GuidanceChain([cfg, spatial])
+        images, tokens = [], []
+        for span in spans(len(numbers), batch_size):
+            draw = Drawer(sampler, filters, seeds[span], self.schedule.lengths, self.device)
+            session = VARSession(
+                self.transformer,
+                self.tokenizer,
+                torch.tensor(numbers[span], device=self.device),
+                guidance.branches,
+                self._soft_codes(draw) if more_smooth else None,
+            )
+            tokens.append([t.cpu() for t in generate(session, guidance, draw, on_step)])
+            images.append(self.tokenizer.decode_latent(session.feature_map).cpu())
+        settings = {
+            "nextscale": __version__,
+            "family": FAMILY,
+            "model": self.name,
+            "labels": [-1 if n == self.transformer.null_label else n for n in numbers],
+            "seeds": seeds,
+            "guidance_scale": cfg.to_dict(),
+            "ssg": spatial.to_dict() if spatial else None,
+            "top_k": filters.top_k,
+            "top_p": filters.top_p,
+            "min_p": filters.min_p,
+            "temperature": filters.temperature,
+            "more_smooth": more_smooth,
+            "sampler": sampler,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        merged = [torch.cat(maps) for maps in zip(*tokens, strict=True)]
+        return GenerationOutput(convert_images(torch.cat(images), output_type), merged, seeds, settings)
+
+    def _filters(
+        self, top_k: int | None, top_p: float | None, min_p: float, temperature: float | Sequence[float] | None
+    ) -> Filters:
+        given = {"top_k": top_k, "top_p": top_p, "temperature": temperature}
+        chosen = {k: self.defaults[k] if v is None else v for k, v in given.items()}
+        filters = Filters(min_p=min_p, **chosen)
+        filters.check(vocab_size=self.transformer.config.vocab_size, num_steps=self.schedule.num_steps)
+        return filters
+
+    def _soft_codes(self, draw: Drawer) -> SoftCodes:
+        shared = draw.sampler == "multinomial"
+        return SoftCodes([draw.generator] if shared else draw.noise.generators)
+
+    # ------------------------------------------------------------------ looking at real pictures
+
+    def reconstruct(self, images: Tensor | Image.Image | Sequence[Image.Image], output_type: OutputType = "pil") -> Any:
+        """Pictures through the tokenizer and back.
+
+        images: a tensor ``(B, 3, H, W)`` in [-1, 1], or PIL images of the model's size.
+        """
+        check_output_type(output_type)
+        return convert_images(self.tokenizer.decode(self.tokenizer.encode(self._pixels(images))), output_type)
+
+    @torch.inference_mode()
+    def log_likelihood(
+        self, images: Tensor | Image.Image | Sequence[Image.Image], labels: Label | Sequence[Label]
+    ) -> Tensor:
+        """Teacher-forced log-likelihood of the pictures' tokens given their classes, per scale.
+
+        Returns float64 ``(B, K)`` in nats, summed over each scale's positions; its sum over K is that of the
+        whole token sequence.
+        """
+        tokens = self.tokenizer.encode(self._pixels(images))
+        numbers = resolve_labels(labels, self.class_names, self.transformer.config.num_classes)
+        if len(numbers) != len(tokens[0]):
+            raise InvalidArgumentError(f"{len(numbers)} labels for {len(tokens[0])} images")
+        logits = self.transformer(torch.tensor(numbers), self.tokenizer.next_inputs(tokens))  # (B, L, V)
+        targets = torch.cat([t.flatten(1) for t in tokens], 1)  # (B, L)
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").double()
+        return -torch.stack([losses[:, self.schedule.span(k)].sum(1) for k in range(len(tokens))], 1)
+
+    def _pixels(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
+        if isinstance(images, Tensor):
+            return images
+        pictures = [images] if isinstance(images, Image.Image) else list(images)
+        h, w = self.image_size
+        wrong = next((p.size for p in pictures if p.size != (w, h)), None)
+        if wrong is not None:
+            raise InvalidArgumentError(f"pictures must be {w}x{h} pixels for this model, got {wrong[0]}x{wrong[1]}")
+        stacked = [torch.frombuffer(bytearray(p.convert("RGB").tobytes()), dtype=torch.uint8) for p in pictures]
+        return torch.stack(stacked).view(-1, h, w, 3).permute(0, 3, 1, 2).float() / 127.5 - 1

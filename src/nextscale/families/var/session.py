@@ -1,0 +1,107 @@
+"""One batch of VAR images in the making: cached transformer passes and the running sum of the latent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nextscale.families.var.tokenizer import VARTokenizer
+from nextscale.families.var.transformer import VARTransformer
+from nextscale.guidance.base import CONDITIONAL, UNCONDITIONAL, GuidanceStep
+from nextscale.nn.cache import KVCache
+from nextscale.nn.quantizer import shrink
+from nextscale.scales import ScaleSchedule
+
+
+class VARSession:
+    """Drives the transformer for one batch.
+
+    labels: int64 ``(B,)``. branches: ``"cond"`` and, for classifier-free guidance, ``"uncond"``; every branch
+    takes B rows of the batch and of the KV cache. All branches see the same tokens.
+    smooth: replace the drawn tokens' codes by :class:`SoftCodes`, for looks rather than for measuring.
+    """
+
+    def __init__(
+        self,
+        transformer: VARTransformer,
+        tokenizer: VARTokenizer,
+        labels: Tensor,
+        branches: tuple[str, ...] = (CONDITIONAL,),
+        smooth: SoftCodes | None = None,
+    ) -> None:
+        self.transformer, self.tokenizer, self.branches, self.smooth = transformer, tokenizer, branches, smooth
+        config, schedule = transformer.config, transformer.schedule
+        null = torch.full_like(labels, transformer.null_label)
+        rows = torch.cat([{CONDITIONAL: labels, UNCONDITIONAL: null}[b] for b in branches])
+        self.condition = transformer.class_emb(rows)  # (rows, C)
+        self.modulation = transformer.block_condition(self.condition)
+        self.caches = [
+            KVCache(
+                len(rows),
+                config.heads,
+                schedule.num_tokens,
+                config.embed_dim // config.heads,
+                dtype=transformer.dtype,
+                device=transformer.device,
+            )
+            for _ in transformer.blocks
+        ]
+        self.x = transformer.start_input(self.condition)  # (rows, l, C), the next step's input
+        shape = (len(labels), config.z_channels, *schedule.final)
+        self.f_hat = torch.zeros(shape, device=transformer.device)
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return self.transformer.schedule
+
+    @property
+    def feature_map(self) -> Tensor:
+        return self.f_hat
+
+    def steps(self) -> list[GuidanceStep]:
+        return [GuidanceStep(k, self.schedule.grids) for k in range(self.schedule.num_steps)]
+
+    def predict(self, step: GuidanceStep) -> dict[str, Tensor]:
+        x = self.x
+        for block, cache in zip(self.transformer.blocks, self.caches, strict=True):
+            x = block(x, self.modulation, cache=cache)
+        logits = self.transformer.classify(x, self.condition)  # (rows, l, V)
+        return dict(zip(self.branches, logits.chunk(len(self.branches)), strict=True))
+
+    def accept(self, step: GuidanceStep, tokens: Tensor, filtered: Tensor) -> None:
+        quantizer, schedule = self.tokenizer.quantize, self.schedule
+        if self.smooth is None:
+            codes = quantizer.lookup(tokens.unflatten(1, step.grid))
+        else:
+            vectors = self.smooth(filtered, step, quantizer.embedding.weight.float())  # (B, l, z)
+            codes = vectors.transpose(1, 2).unflatten(2, step.grid)
+        # A new sum, not an update in place: a step callback may keep the one it was shown.
+        self.f_hat = self.f_hat + quantizer.term(codes, step.index, schedule)
+        following = step.index + 1
+        if following < schedule.num_steps:
+            inputs = shrink(self.f_hat, schedule[following]).flatten(2).transpose(1, 2)  # (B, l, z)
+            x = self.transformer.embed(inputs, [following])
+            self.x = x.repeat(len(self.branches), 1, 1)
+
+
+class SoftCodes:
+    """VAR's ``more_smooth``: a Gumbel-softmax mixture of codes instead of one, sharper at finer scales.
+
+    generators: one shared by the batch (parity with the official code), or one per image.
+    """
+
+    def __init__(self, generators: list[torch.Generator]) -> None:
+        self.generators = generators
+
+    def __call__(self, filtered: Tensor, step: GuidanceStep, codebook: Tensor) -> Tensor:
+        """Filtered logits ``(B, l, V)`` -> code vectors ``(B, l, z)``."""
+        ratio = step.index / (step.num_steps - 1)
+        tau = max(0.27 * (1 - 0.95 * ratio), 0.005)
+        per_image = filtered.split(1) if len(self.generators) > 1 else (filtered,)
+        noise = torch.cat(
+            [
+                torch.empty(f.shape, device=g.device).exponential_(generator=g).to(f.device)
+                for f, g in zip(per_image, self.generators, strict=True)
+            ]
+        )
+        return ((filtered * (1 + ratio) - noise.log()) / tau).softmax(-1) @ codebook

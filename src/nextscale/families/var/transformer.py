@@ -1,0 +1,275 @@
+"""VAR's transformer: logits for all tokens of a scale, given the class and the coarser scales.
+
+Source: Tian et al. 2024 (arXiv 2404.02905). Parameter names are the keys of the published files ``var_d*.pth``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.errors import GridError, InvalidArgumentError
+from nextscale.nn.attention import block_causal_mask, normalise_qk
+from nextscale.nn.cache import KVCache
+from nextscale.scales import Grid, ScaleSchedule
+
+
+@dataclass(frozen=True)
+class VARTransformerConfig:
+    """Sizes of the transformer; the defaults are those of the published d16.
+
+    num_heads: ``None`` for heads of 64 channels.
+    attn_l2_norm: normalised queries and keys with a learned temperature per head.
+    shared_aln: one condition projection for all blocks (the published d36) instead of one per block.
+    drop_path: stochastic depth of the last block in training; earlier blocks get proportionally less.
+    """
+
+    vocab_size: int = 4096
+    z_channels: int = 32
+    num_classes: int = 1000
+    depth: int = 16
+    embed_dim: int = 1024
+    num_heads: int | None = None
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    shared_aln: bool = False
+    attn_l2_norm: bool = True
+    drop_path: float = 0.0
+    patch_nums: tuple[int | Grid, ...] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+
+    def __post_init__(self) -> None:
+        if self.num_heads is None:
+            object.__setattr__(self, "num_heads", max(self.embed_dim // 64, 1))
+        if self.embed_dim % self.heads:
+            raise InvalidArgumentError(
+                f"embed_dim must be a multiple of num_heads, got {self.embed_dim} and {self.num_heads}"
+            )
+        sides = tuple(tuple(v) if isinstance(v, list) else v for v in self.patch_nums)
+        object.__setattr__(self, "patch_nums", sides)
+
+    @property
+    def heads(self) -> int:
+        return self.num_heads or 1
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return ScaleSchedule.from_sides(self.patch_nums)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class AdaLinear(nn.Sequential):
+    """Condition vector ``(B, C)`` -> ``count`` modulation vectors ``(B, 1, count, C)``."""
+
+    def __init__(self, dim: int, count: int) -> None:
+        super().__init__(nn.SiLU(), nn.Linear(dim, count * dim))
+        self.count = count
+
+    def forward(self, condition: Tensor) -> Tensor:
+        result: Tensor = super().forward(condition)
+        return result.view(len(condition), 1, self.count, -1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention; keys have no bias, and published files hold zeros in its place."""
+
+    def __init__(self, config: VARTransformerConfig) -> None:
+        super().__init__()
+        dim, self.heads = config.embed_dim, config.heads
+        self.mat_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+        self.scale_mul_1H11: nn.Parameter | None = None
+        if config.attn_l2_norm:
+            self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4)))
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:  # (B, L, C) -> same
+        batch, length, dim = x.shape
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.mat_qkv.weight, bias).view(batch, length, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
+        if self.scale_mul_1H11 is None:
+            scale = 0.25 / math.sqrt(dim // self.heads)
+        else:
+            scale = 1.0
+            q, k = normalise_qk(q, k, self.scale_mul_1H11)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, length, dim))
+        return result
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return result
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each scaled, shifted and gated by the condition."""
+
+    def __init__(self, config: VARTransformerConfig, drop_path: float) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps, elementwise_affine=False)
+        self.attn = SelfAttention(config)
+        self.ffn = FeedForward(dim, round(dim * config.mlp_ratio))
+        self.drop_path = drop_path
+        if config.shared_aln:
+            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, dim) / math.sqrt(dim))
+        else:
+            self.ada_lin = AdaLinear(dim, 6)
+
+    def forward(
+        self, x: Tensor, condition: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
+        """x ``(B, L, C)``; condition ``(B, C)``, or in the shared form the projected ``(B, 1, 6, C)``."""
+        modulation = self.ada_gss + condition if hasattr(self, "ada_gss") else self.ada_lin(condition)
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)  # each (B, 1, C)
+        h = self.attn(self.norm(x) * (1 + scale1) + shift1, mask, cache)
+        x = x + self._drop(h * gate1)
+        h = self.ffn(self.norm(x) * (1 + scale2) + shift2)
+        return x + self._drop(h * gate2)
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        """Stochastic depth per sample, in training only."""
+        if not self.training or self.drop_path == 0:
+            return branch
+        keep = 1 - self.drop_path
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
+        return branch * (kept.to(branch.dtype) / keep)
+
+
+class HeadNorm(nn.Module):
+    """The norm before the classifier, scaled and shifted by the raw class vector."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=False)
+        self.ada_lin = AdaLinear(dim, 2)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = self.ada_lin(condition).unbind(2)
+        return self.norm(x) * (1 + scale) + shift
+
+
+class VARTransformer(nn.Module):
+    """Class labels and coarser scales in, token logits out."""
+
+    def __init__(self, config: VARTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, schedule = config.embed_dim, config.schedule
+        self.word_embed = nn.Linear(config.z_channels, dim)
+        self.class_emb = nn.Embedding(config.num_classes + 1, dim)
+        self.pos_start = nn.Parameter(torch.empty(1, schedule.lengths[0], dim))
+        self.pos_1LC = nn.Parameter(torch.empty(1, schedule.num_tokens, dim))
+        self.lvl_embed = nn.Embedding(schedule.num_steps, dim)
+        if config.shared_aln:
+            self.shared_ada_lin = AdaLinear(dim, 6)
+        drop = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        self.blocks = nn.ModuleList(Block(config, q) for q in drop)
+        self.head_nm = HeadNorm(dim, config.norm_eps)
+        self.head = nn.Linear(dim, config.vocab_size)
+        self._masks: dict[tuple[int, torch.device], Tensor] = {}
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return self.config.schedule
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    @property
+    def null_label(self) -> int:
+        """The class index that stands for "no class"."""
+        return self.config.num_classes
+
+    def forward(self, labels: Tensor, inputs: Tensor) -> Tensor:
+        """Teacher forcing: logits of every position, float32 ``(B, L, V)``.
+
+        labels: int64 ``(B,)`` in 0..num_classes, the last meaning "no class". Labels are never dropped here;
+            training does that before it calls.
+        inputs: ``(B, L - L_0, z)``, what :meth:`VARTokenizer.next_inputs` returns. A prefix that ends at a whole
+            step is accepted and gives the logits of that prefix.
+        """
+        steps = self._steps_of(inputs)
+        condition = self.class_emb(self.check_labels(labels))
+        embedded = [self.start_input(condition)]
+        if steps > 1:
+            embedded.append(self.embed(inputs, range(1, steps)))
+        x = torch.cat(embedded, dim=1)
+        modulation = self.block_condition(condition)
+        mask = self._mask(steps, x.device)
+        for block in self.blocks:
+            x = block(x, modulation, mask)
+        return self.classify(x, condition)
+
+    def check_labels(self, labels: Tensor) -> Tensor:
+        labels = torch.as_tensor(labels, device=self.device)
+        if labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() > self.null_label:
+            raise InvalidArgumentError(
+                f"labels must be a vector of class numbers 0..{self.null_label - 1} "
+                f"(or {self.null_label} for no class), got {labels.tolist()}"
+            )
+        return labels
+
+    def start_input(self, condition: Tensor) -> Tensor:
+        """Input of the first step from the class vectors ``(B, C)`` -> ``(B, L_0, C)``."""
+        positions = self.pos_start + self.lvl_embed.weight[0] + self.pos_1LC[:, self.schedule.span(0)]
+        return condition[:, None] + positions
+
+    def embed(self, inputs: Tensor, steps: Sequence[int]) -> Tensor:
+        """Next-scale inputs ``(B, l, z)`` of consecutive steps -> ``(B, l, C)`` with scale and position added."""
+        schedule = self.schedule
+        span = slice(schedule.span(steps[0]).start, schedule.span(steps[-1]).stop)
+        lengths = torch.tensor([schedule.lengths[s] for s in steps])
+        level = torch.repeat_interleave(torch.tensor(list(steps)), lengths).to(self.device)
+        embedded: Tensor = self.word_embed(inputs.to(self.device, self.dtype))
+        return embedded + (self.lvl_embed(level) + self.pos_1LC[0, span])
+
+    def block_condition(self, condition: Tensor) -> Tensor:
+        """What the blocks are modulated by: the class vector, or its one shared projection."""
+        return self.shared_ada_lin(condition) if self.config.shared_aln else condition
+
+    def classify(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Last block's output ``(B, l, C)`` -> logits ``(B, l, V)`` float32."""
+        logits: Tensor = self.head(self.head_nm(x, condition))
+        return logits.float()
+
+    def _steps_of(self, inputs: Tensor) -> int:
+        offsets = self.schedule.offsets
+        if inputs.ndim == 3 and inputs.shape[2] == self.config.z_channels:
+            length = offsets[1] + inputs.shape[1]
+            if length in offsets[1:]:
+                return offsets.index(length)
+        raise GridError(
+            f"inputs must be (B, {offsets[-1] - offsets[1]}, {self.config.z_channels}) for the grids "
+            f"{self.schedule}, or a prefix that ends at a whole step; got {tuple(inputs.shape)}"
+        )
+
+    def _mask(self, steps: int, device: torch.device) -> Tensor:
+        key = (steps, device)
+        if key not in self._masks:
+            prefix = ScaleSchedule(self.schedule.grids[:steps])
+            self._masks[key] = block_causal_mask(prefix, device=device)
+        return self._masks[key]

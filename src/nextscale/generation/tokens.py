@@ -1,0 +1,155 @@
+"""From guided logits to tokens: temperature, filters, and the draw.
+
+An image is made by one uniform number per decision (a token, or a bit), all drawn up front from the image's own
+seed. So an image does not depend on its neighbours in a batch, and two runs with the same seeds and different
+guidance differ by the guidance alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nextscale.errors import InvalidArgumentError
+
+Sampler = Literal["paired", "greedy", "multinomial"]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is left to draw from.
+
+    temperature: logits are divided by it; one number, or one per step.
+    top_k: keep the k most likely tokens and those tied with the k-th; 0 keeps all.
+    top_p: keep the smallest set of tokens whose probability reaches p, after top-k; 0 and 1 keep all.
+    min_p: keep tokens at least this share as likely as the likeliest; 0 keeps all.
+    """
+
+    temperature: float | tuple[float, ...] = 1.0
+    top_k: int = 0
+    top_p: float = 0.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.temperature, Sequence):
+            object.__setattr__(self, "temperature", tuple(float(t) for t in self.temperature))
+        for t in self.temperature if isinstance(self.temperature, tuple) else (self.temperature,):
+            if not (isinstance(t, (int, float)) and 0 < t < float("inf")):
+                raise InvalidArgumentError(
+                    f"temperature must be a positive number, got {t!r}; for the likeliest token use sampler='greedy'"
+                )
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
+            raise InvalidArgumentError(f"top_k must be a whole number, 0 for no limit; got {self.top_k!r}")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 <= value <= 1):
+                raise InvalidArgumentError(f"{name} must be between 0 and 1 (0 = off), got {value!r}")
+
+    def check(self, *, vocab_size: int, num_steps: int) -> None:
+        """Compare with a model: top_k with its vocabulary, a temperature list with its number of steps."""
+        if self.top_k > vocab_size:
+            raise InvalidArgumentError(f"top_k is {self.top_k}, but the vocabulary has {vocab_size} tokens")
+        if isinstance(self.temperature, tuple) and len(self.temperature) != num_steps:
+            raise InvalidArgumentError(
+                f"temperature has {len(self.temperature)} values, but the model takes {num_steps} steps"
+            )
+
+    def __call__(self, logits: Tensor, step: int = 0) -> Tensor:
+        """Divided by the step's temperature and filtered, as a new tensor of the same shape."""
+        temperature = self.temperature[step] if isinstance(self.temperature, tuple) else self.temperature
+        scaled = logits if temperature == 1 else logits / temperature
+        return filter_logits(scaled, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+
+
+def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0, min_p: float = 0.0) -> Tensor:
+    """Replace what the filters remove by minus infinity; logits ``(..., V)`` -> new tensor of the same shape.
+
+    Order: top-k, then top-p on what is left, then min-p. Top-p sorts ascending, accumulates the probabilities
+    and removes entries up to ``1 - top_p`` inclusive, but never the last: the order of VAR's official code.
+    """
+    keep = torch.ones_like(logits, dtype=torch.bool)
+    if 0 < top_k < logits.shape[-1]:
+        keep &= logits >= logits.topk(top_k, dim=-1).values[..., -1:]
+    if 0 < top_p < 1:
+        ascending, order = logits.masked_fill(~keep, -torch.inf).sort(dim=-1, stable=True)
+        survives = ascending.float().softmax(-1).cumsum(-1) > 1 - top_p
+        survives[..., -1] = True
+        keep &= torch.zeros_like(keep).scatter_(-1, order, survives)
+    if min_p > 0:
+        likeliest = logits.amax(-1, keepdim=True)
+        keep &= (logits - likeliest).float().exp() >= min_p
+    return logits.masked_fill(~keep, -torch.inf)
+
+
+def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Choose by inverse CDF over the probabilities in descending order.
+
+    logits: ``(..., V)``, removed entries at minus infinity; uniform: float64 ``(...)`` in [0, 1).
+    Returns int64 ``(...)``: the first entry, likeliest first, whose cumulative probability exceeds the uniform
+    number. Arithmetic is float64, so that the outcome is the same on every device but for ties in the logits.
+    """
+    descending, order = logits.double().sort(dim=-1, descending=True, stable=True)
+    cdf = descending.softmax(-1).cumsum(-1)
+    target = uniform.to(cdf.device).unsqueeze(-1) * cdf[..., -1:]  # rounding may leave the last below 1
+    rank = torch.searchsorted(cdf, target, right=True).clamp_max_(logits.shape[-1] - 1)
+    return order.gather(-1, rank).squeeze(-1)
+
+
+class ImageNoise:
+    """The uniform numbers that make each image of a batch.
+
+    seeds: one per image. counts: decisions per step, in the order they are made.
+    :attr:`generators` continue where the uniforms end, for whatever else a family draws.
+    """
+
+    def __init__(self, seeds: Sequence[int], counts: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(s) for s in seeds]
+        total = sum(counts)
+        drawn = torch.stack([torch.rand(total, dtype=torch.float64, generator=g) for g in self.generators])
+        self.steps = drawn.split(list(counts), dim=1)
+
+    def __getitem__(self, step: int) -> Tensor:
+        """float64 ``(B, decisions)`` in [0, 1)."""
+        return self.steps[step]
+
+
+class Drawer:
+    """Draws the tokens of one batch, step by step.
+
+    paired: inverse CDF from :class:`ImageNoise`; greedy: the likeliest token; multinomial: one
+    ``torch.multinomial`` per step from a generator on ``device`` that starts at the first image's seed, which
+    is how the official code draws.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        filters: Filters,
+        seeds: Sequence[int],
+        counts: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        if sampler not in get_args(Sampler):
+            raise InvalidArgumentError(f"unknown sampler {sampler!r}; known: {', '.join(get_args(Sampler))}")
+        self.sampler, self.filters = sampler, filters
+        self.noise = ImageNoise(seeds, counts)
+        self.generator = torch.Generator(device).manual_seed(seeds[0])
+
+    def __call__(self, logits: Tensor, step: int, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Guided logits ``(B, ..., V)`` to tokens ``(B, ...)`` and the filtered logits they were drawn from.
+
+        uniform: the numbers to use where a step draws only a part of its decisions; default all of the step's.
+        """
+        filtered = self.filters(logits, step)
+        if self.sampler == "greedy":
+            return filtered.argmax(-1), filtered
+        if self.sampler == "multinomial":
+            rows = filtered.float().softmax(-1).flatten(0, -2)
+            drawn = torch.multinomial(rows, 1, replacement=True, generator=self.generator)
+            return drawn.view(filtered.shape[:-1]), filtered
+        numbers = self.noise[step] if uniform is None else uniform
+        return inverse_cdf(filtered, numbers.view(filtered.shape[:-1])), filtered

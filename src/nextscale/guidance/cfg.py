@@ -1,0 +1,204 @@
+"""Classifier-free guidance of next-scale models, under both conventions in use.
+
+    extra        ``(1 + t) * cond - t * uncond``   VAR and HART; t is the extra weight, neutral at 0
+    interpolate  ``s * cond + (1 - s) * uncond``   Infinity; s is the usual guidance scale, neutral at 1
+
+They describe the same family (``s = 1 + t``) with different neutral values and different habits over the
+steps: VAR and HART let t rise linearly from 0 at the first step, Infinity takes one s per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from nextscale.errors import GridError, InvalidArgumentError
+from nextscale.guidance.base import (
+    CONDITIONAL,
+    UNCONDITIONAL,
+    Grid,
+    GuidanceStep,
+    as_grids,
+    compute_dtype,
+    require_branch,
+)
+from nextscale.guidance.schedules import (
+    Strength,
+    StrengthLike,
+    check_number,
+    check_strength,
+    resolve_strength,
+    settings_from_dict,
+    strength_to_json,
+)
+
+Convention = Literal["extra", "interpolate"]
+Ramp = Literal["constant", "linear", "linear-hold"]
+CONVENTIONS: tuple[str, ...] = get_args(Convention)
+RAMPS: tuple[str, ...] = get_args(Ramp)
+
+_NEUTRAL = {"extra": 0.0, "interpolate": 1.0}
+_METHOD = "classifier_free_guidance"
+_SETTINGS = ("scale", "convention", "ramp")
+
+
+def classifier_free_guidance(
+    cond: Tensor, uncond: Tensor, *, scale: float, convention: Convention = "extra"
+) -> Tensor:
+    """Combine two branches, exactly as the formula of the convention is written.
+
+    Args:
+        cond, uncond: logits, or hidden states where a model guides those; any equal shapes.
+        scale: t for ``"extra"``, s for ``"interpolate"``.
+        convention: see the module.
+
+    Returns:
+        The same shape and dtype; float16 and bfloat16 are computed in float32. At the neutral scale it is
+        ``cond`` itself, the same tensor.
+
+    Raises:
+        GridError: if the shapes differ.
+        InvalidArgumentError: for an unknown convention, a scale that is negative or not finite, or integer
+            logits.
+    """
+    check_convention(convention)
+    if cond.shape != uncond.shape:
+        raise GridError(
+            f"the branches differ in shape: cond {tuple(cond.shape)}, uncond {tuple(uncond.shape)}"
+        )
+    scale = check_number(scale, "scale")
+    if scale == _NEUTRAL[convention]:
+        return cond
+    dtype = compute_dtype(cond, uncond)
+    c, u = cond.to(dtype), uncond.to(dtype)
+    combined = (1 + scale) * c - scale * u if convention == "extra" else scale * c + (1 - scale) * u
+    return combined.to(cond.dtype)
+
+
+@dataclass(frozen=True)
+class ClassifierFreeGuidance:
+    """Guidance towards the condition, away from the unconditional prediction.
+
+    scale: t (``"extra"``) or s (``"interpolate"``): a number, one value per step, or a callable that gets
+        every :class:`GuidanceStep` once, when a generation begins, and returns a number. Finite, at least 0.
+    convention: ``"extra"`` or ``"interpolate"``, see the module.
+    ramp: how a number is spread over K steps. ``"constant"``; ``"linear"``: from neutral at the first step to
+        ``scale`` at the last, in proportion to k / (K - 1), neutral if K = 1; ``"linear-hold"``: the same,
+        but the last step repeats the one before it, which is what HART does. ``None`` is ``"linear"`` for a
+        number under ``"extra"`` and ``"constant"`` otherwise; it reads back as the ramp that was chosen.
+
+    Raises:
+        InvalidArgumentError: for unknown names, values out of range, or a ramp beside values given per step.
+    """
+
+    scale: Strength
+    convention: Convention = "extra"
+    ramp: Ramp | None = None
+
+    def __init__(
+        self, scale: StrengthLike, *, convention: Convention = "extra", ramp: Ramp | None = None
+    ) -> None:
+        check_convention(convention)
+        checked = check_strength(scale, "scale")
+        single = isinstance(checked, float)
+        if ramp is None:
+            ramp = "linear" if single and convention == "extra" else "constant"
+        if ramp not in RAMPS:
+            raise InvalidArgumentError(f"unknown ramp {ramp!r}; choose one of {', '.join(RAMPS)}")
+        if ramp != "constant" and not single:
+            raise InvalidArgumentError(
+                f"the ramp {ramp!r} shapes a single number, but scale is already given per step; "
+                f"use one of the two"
+            )
+        object.__setattr__(self, "scale", checked)
+        object.__setattr__(self, "convention", convention)
+        object.__setattr__(self, "ramp", ramp)
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """``("cond",)`` if every step is neutral, else ``("cond", "uncond")``, as for any callable."""
+        values = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        if all(value == _NEUTRAL[self.convention] for value in values):
+            return (CONDITIONAL,)
+        return (CONDITIONAL, UNCONDITIONAL)
+
+    def scales(self, grids: Iterable[Sequence[int]]) -> tuple[float, ...]:
+        """The t or s of every step of a generation over these grids.
+
+        Raises:
+            InvalidArgumentError: if the values given per step are not one per step.
+        """
+        checked = as_grids(grids)
+        if self.ramp == "constant" or not isinstance(self.scale, float):
+            return resolve_strength(self.scale, checked, name="scale")
+        neutral, last = _NEUTRAL[self.convention], len(checked) - 1
+        # scale * (k / (K - 1)) in this order: the rounding of the official code.
+        ramped = [neutral + (self.scale - neutral) * (index / max(last, 1)) for index in range(len(checked))]
+        if self.ramp == "linear-hold" and last > 0:
+            ramped[last] = ramped[last - 1]
+        return tuple(ramped)
+
+    def begin(self, grids: Sequence[Grid]) -> ClassifierFreeState:
+        """Start one generation.
+
+        Raises:
+            InvalidArgumentError: if the values given per step are not one per step.
+        """
+        return ClassifierFreeState(self.scales(grids), self.convention)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON can hold them.
+
+        Raises:
+            InvalidArgumentError: if the scale is a callable.
+        """
+        scale = strength_to_json(self.scale, "scale")
+        return {"method": _METHOD, "scale": scale, "convention": self.convention, "ramp": self.ramp}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> ClassifierFreeGuidance:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            InvalidArgumentError: for settings of something else, missing or unknown entries, or bad values.
+        """
+        values = settings_from_dict(settings, _METHOD, _SETTINGS)
+        if "scale" not in values:
+            raise InvalidArgumentError(f"the settings of {_METHOD!r} need a scale; got {settings!r}")
+        return cls(**values)
+
+
+class ClassifierFreeState:
+    """One generation of :class:`ClassifierFreeGuidance`; it remembers nothing."""
+
+    def __init__(self, scales: Sequence[float], convention: Convention) -> None:
+        self._scales = tuple(scales)
+        self._convention = convention
+
+    def __call__(self, step: GuidanceStep, branches: Mapping[str, Tensor]) -> Tensor:
+        """Combine this step's branches; ``"uncond"`` is needed only where the step is not neutral.
+
+        Raises:
+            InvalidArgumentError: if a needed branch is missing.
+            GridError: if the branches differ in shape.
+        """
+        cond = require_branch(branches, CONDITIONAL)
+        scale = self._scales[step.index]
+        if scale == _NEUTRAL[self._convention]:
+            return cond
+        uncond = require_branch(branches, UNCONDITIONAL)
+        return classifier_free_guidance(cond, uncond, scale=scale, convention=self._convention)
+
+    def end(self) -> None:
+        """Nothing to drop."""
+
+
+def check_convention(convention: str) -> None:
+    """Raises InvalidArgumentError, naming the known ones, for an unknown convention."""
+    if convention not in CONVENTIONS:
+        raise InvalidArgumentError(
+            f"unknown convention {convention!r}; choose one of {', '.join(CONVENTIONS)}"
+        )

@@ -1,0 +1,201 @@
+"""The convolutional autoencoder under the VQ tokenizers: residual blocks, attention, up- and downsampling.
+
+Pictures are channels-first, ``(B, C, H, W)``. Attribute names are the keys of the published checkpoints, so a
+state dict loads without renaming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_GROUPS = 32
+NORM_EPS = 1e-6
+
+
+def group_norm(channels: int, groups: int = NORM_GROUPS) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=NORM_EPS)
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions added to the input (or to its 1x1 projection)."""
+
+    def __init__(self, channels: int, out_channels: int, *, groups: int = NORM_GROUPS) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels, groups)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels, groups)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, channels, H, W) -> (B, out_channels, H, W)
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class SpatialAttention(nn.Module):
+    """Single-head self-attention over all positions of a feature map."""
+
+    def __init__(self, channels: int, *, groups: int = NORM_GROUPS) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, groups)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> same
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)  # each (B, H*W, C)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Halve both sides. Padding goes to the right and the bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double both sides by repetition, then smooth with a learned 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Level(nn.Module):
+    """One resolution: residual blocks, attention after each where asked for, then an optional resampling."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        attention: bool,
+        downsample: bool = False,
+        upsample: bool = False,
+        groups: int = NORM_GROUPS,
+    ) -> None:
+        super().__init__()
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(ResBlock(i, o, groups=groups) for i, o in pairs)
+        self.attn = nn.ModuleList(
+            SpatialAttention(o, groups=groups) for _, o in (pairs if attention else [])
+        )
+        if downsample:
+            self.downsample = Downsample(widths[-1])
+        if upsample:
+            self.upsample = Upsample(widths[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.block):
+            x = block(x)
+            if len(self.attn):
+                x = self.attn[i](x)
+        for name in ("downsample", "upsample"):
+            if hasattr(self, name):
+                x = getattr(self, name)(x)
+        return x
+
+
+class Middle(nn.Module):
+    """The bottleneck: residual block, attention, residual block."""
+
+    def __init__(self, channels: int, *, groups: int = NORM_GROUPS) -> None:
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels, groups=groups)
+        self.attn_1 = SpatialAttention(channels, groups=groups)
+        self.block_2 = ResBlock(channels, channels, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Pictures ``(B, in_channels, H, W)`` to latents ``(B, z_channels, H / r, W / r)``, r = 2^(levels - 1).
+
+    Level ``i`` is ``ch * ch_mult[i]`` wide; the deepest level and the middle attend over all positions.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        z_channels: int,
+        in_channels: int = 3,
+        groups: int = NORM_GROUPS,
+    ) -> None:
+        super().__init__()
+        widths = [ch * m for m in ch_mult]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(in_channels, ch, 3, padding=1)
+        self.down = nn.ModuleList(
+            Level(
+                [widths[i - 1] if i else ch] + [width] * num_res_blocks,
+                attention=i == last,
+                downsample=i != last,
+                groups=groups,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.mid = Middle(widths[-1], groups=groups)
+        self.norm_out = group_norm(widths[-1], groups)
+        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """Latents ``(B, z_channels, h, w)`` to pictures ``(B, in_channels, h * r, w * r)``; the output is not clamped.
+
+    One residual block more per level than the encoder. Levels are numbered by resolution, 0 the finest, so the
+    forward pass runs from the highest number down.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        ch_mult: Sequence[int],
+        num_res_blocks: int,
+        z_channels: int,
+        in_channels: int = 3,
+        groups: int = NORM_GROUPS,
+    ) -> None:
+        super().__init__()
+        widths = [ch * m for m in ch_mult]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
+        self.mid = Middle(widths[-1], groups=groups)
+        self.up = nn.ModuleList(
+            Level(
+                [widths[min(i + 1, last)]] + [width] * (num_res_blocks + 1),
+                attention=i == last,
+                upsample=i != 0,
+                groups=groups,
+            )
+            for i, width in enumerate(widths)
+        )
+        self.norm_out = group_norm(widths[0], groups)
+        self.conv_out = nn.Conv2d(widths[0], in_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))

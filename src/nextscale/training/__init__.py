@@ -1,0 +1,1 @@
+"""Training of tokenizers, transformers and the small classifier that measures them."""

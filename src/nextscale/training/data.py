@@ -1,0 +1,219 @@
+"""Labelled pictures from a folder, parquet files in the hub's layout, or a ``datasets`` id.
+
+Everything the trainers need is "give me these rows as a uint8 batch": :class:`ImageSource`. Pictures that
+already have the right size are decoded once and kept; larger ones are decoded when asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from nextscale.errors import DataError, MissingDependencyError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_COLUMNS = ("img", "image", "jpg", "png")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
+CACHE_BYTES = 2 << 30
+ENLARGE = 1.125  # shorter side before the crop, relative to the target (VAR's published data pipeline)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Pictures and labels by row number.
+
+    read: row -> PIL image.
+    labels: int64 ``(N,)``.
+    class_names: one per class, or empty when the source has none.
+    size: pixels per side of what :meth:`batch` returns.
+    cache: all pictures as uint8 ``(N, 3, size, size)`` where they fit and need no resizing, else ``None``.
+    """
+
+    read: Callable[[int], Image.Image]
+    labels: Tensor
+    class_names: tuple[str, ...]
+    size: int
+    cache: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return max(len(self.class_names), int(self.labels.max()) + 1)
+
+    def batch(self, rows: Sequence[int] | Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """uint8 ``(B, 3, size, size)``. With a generator crops are random, otherwise central."""
+        rows = torch.as_tensor(rows)
+        if self.cache is not None:
+            return self.cache[rows]
+        places = torch.rand(len(rows), 2, generator=generator) if generator else torch.full((len(rows), 2), 0.5)
+        with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
+            return torch.stack(
+                list(pool.map(lambda r, p: _crop(self.read(int(r)), self.size, p), rows, places.tolist()))
+            )
+
+    def with_cache(self) -> ImageSource:
+        """Itself with every picture decoded, if they all have the target size and fit in memory."""
+        if len(self) * 3 * self.size**2 > CACHE_BYTES or self.read(0).size != (self.size, self.size):
+            return self
+        cache = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+        for row in range(len(self)):
+            image = self.read(row)
+            if image.size != (self.size, self.size):
+                return self
+            cache[row] = _to_tensor(image)
+        return ImageSource(self.read, self.labels, self.class_names, self.size, cache)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [-1, 1], the range of every tokenizer."""
+    return images.float() / 127.5 - 1
+
+
+def open_images(source: str | Path, *, size: int, split: str | None = None) -> ImageSource:
+    """Open a folder of class folders, a parquet file or folder of them, or a ``datasets`` id.
+
+    size: pixels per side of the pictures wanted.
+    split: for a ``datasets`` id its split (default ``train``); for a folder, a sub-folder or the beginning of
+        the parquet files' names.
+    Raises DataError when nothing usable is there, naming what was looked for.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _open_parquet([path], size).with_cache()
+    if path.is_dir():
+        parquet = sorted(path.glob(f"{split or ''}*.parquet"))
+        opened = _open_parquet(parquet, size) if parquet else _open_folder(path / split if split else path, size)
+        return opened.with_cache()
+    if path.suffix or len(path.parts) > 2 or path.is_absolute():
+        raise DataError(f"no such file or folder: {str(source)!r}")
+    return _open_hub(str(source), split or "train", size).with_cache()
+
+
+def _open_folder(root: Path, size: int) -> ImageSource:
+    if not root.is_dir():
+        raise DataError(f"no such folder: {str(root)!r}")
+    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    files: list[tuple[Path, int]] = []
+    for label, folder in enumerate(classes or ["."]):
+        found = sorted(p for p in (root / folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files += [(p, label) for p in found]
+    if not files:
+        raise DataError(
+            f"found no pictures in {str(root)!r}; expected one folder per class with "
+            f"{', '.join(IMAGE_SUFFIXES)} files, or .parquet files"
+        )
+    paths = [p for p, _ in files]
+
+    def read(row: int) -> Image.Image:
+        return _open_picture(paths[row], str(paths[row]))
+
+    return ImageSource(read, torch.tensor([label for _, label in files]), tuple(classes), size)
+
+
+def _open_parquet(files: list[Path], size: int) -> ImageSource:
+    parquet = _needs("pyarrow.parquet", "data")
+    pyarrow = _needs("pyarrow", "data")
+    try:
+        schema = parquet.read_schema(files[0])
+        image, label = (_column(schema.names, c, str(files[0])) for c in (IMAGE_COLUMNS, LABEL_COLUMNS))
+        table = pyarrow.concat_tables([parquet.read_table(f, columns=[image, label]) for f in files])
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"cannot read {str(files[0])!r} as parquet: {error}") from None
+    encoded = table.column(image).combine_chunks()
+    encoded = encoded.field("bytes") if pyarrow.types.is_struct(encoded.type) else encoded
+
+    def read(row: int) -> Image.Image:
+        return _open_picture(io.BytesIO(encoded[row].as_py()), f"{files[0].name} row {row}")
+
+    labels = torch.from_numpy(np.array(table.column(label).to_numpy(), dtype=np.int64))
+    return ImageSource(read, labels, _hub_class_names(schema, label), size)
+
+
+def _open_hub(name: str, split: str, size: int) -> ImageSource:
+    data = _needs("datasets", "data").load_dataset(name, split=split)
+    image, label = (_column(data.column_names, c, name) for c in (IMAGE_COLUMNS, LABEL_COLUMNS))
+
+    def read(row: int) -> Image.Image:
+        picture: Image.Image = data[row][image]
+        return picture.convert("RGB")
+
+    names = tuple(getattr(data.features[label], "names", None) or ())
+    return ImageSource(read, torch.tensor(data[label]), names, size)
+
+
+def _hub_class_names(schema: Any, label: str) -> tuple[str, ...]:
+    """Class names from the metadata that the hub's writers put into a parquet schema."""
+    import json
+
+    raw = (schema.metadata or {}).get(b"huggingface")
+    try:
+        return tuple(json.loads(raw)["info"]["features"][label]["names"]) if raw else ()
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+def _column(names: Sequence[str], wanted: Sequence[str], where: str) -> str:
+    for name in wanted:
+        if name in names:
+            return name
+    raise DataError(f"{where} has the columns {', '.join(names)}; expected one of {', '.join(wanted)}")
+
+
+def _needs(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise MissingDependencyError(
+            f"reading this needs {module.split('.')[0]}: pip install 'nextscale[{extra}]'"
+        ) from None
+
+
+def _open_picture(file: Path | io.BytesIO, name: str) -> Image.Image:
+    try:
+        return Image.open(file).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"cannot read the picture {name}: {error}") from None
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def _crop(image: Image.Image, size: int, place: Sequence[float]) -> Tensor:
+    """Shorter side to 1.125 x size (Lanczos), then a square crop; ``place`` in [0, 1] says where."""
+    if image.size != (size, size):
+        scale = round(ENLARGE * size) / min(image.size)
+        w, h = (max(round(s * scale), size) for s in image.size)
+        image = image.resize((w, h), Image.Resampling.LANCZOS)
+        left, top = round(place[0] * (w - size)), round(place[1] * (h - size))
+        image = image.crop((left, top, left + size, top + size))
+    return _to_tensor(image)
+
+
+def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Tensor]:
+    """Endless row batches, each epoch in its own order; ``start`` skips that many batches.
+
+    Stateless: the rows of batch i depend on the seed and i alone, so a resumed run goes on exactly where the
+    killed one stopped. The incomplete last batch of an epoch is left out.
+    """
+    per_epoch = count // batch_size
+    if per_epoch == 0:
+        raise DataError(f"the data has {count} pictures, fewer than one batch of {batch_size}")
+    epoch, skip = divmod(start, per_epoch)
+    while True:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        order = torch.randperm(count, generator=generator)[: per_epoch * batch_size].view(per_epoch, batch_size)
+        yield from order[skip:]
+        epoch, skip = epoch + 1, 0

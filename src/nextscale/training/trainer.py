@@ -1,0 +1,314 @@
+"""The one training loop: optimiser, averaging of weights, schedule, log, checkpoints that resume without loss.
+
+What is trained is a :class:`Task`; it knows its loss, its evaluation and its pictures. Every random decision of
+iteration i comes from (seed, i), so a run that is killed and resumed sees what an uninterrupted one would have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.training.data import batches
+from nextscale.training.schedule import learning_rate, weight_decay
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+
+
+class Task(Protocol):
+    """Something to train."""
+
+    model: nn.Module
+    num_examples: int
+
+    def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss of a batch of row numbers, and what to log beside it."""
+        ...
+
+    def after_step(self, step: int, total: int) -> None:
+        """Upkeep between iterations that is not gradient descent."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Figures on held-out data, with the averaged weights."""
+        ...
+
+    def sample(self, model: nn.Module, path: Path) -> None:
+        """A picture of what the model does now."""
+        ...
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """The averaged weights in the layout that pipelines load."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long and how fast to train; what to train is the task's business.
+
+    images: training examples to see in all, repeats included.
+    warmup: share of the iterations during which the learning rate rises.
+    ema: decay of the averaged weights per iteration (reached gradually); 0 keeps no average.
+    dtype: autocast dtype; "auto" takes bfloat16 where the machine multiplies it faster than float32.
+    checkpoint_minutes: time between checkpoints; the last one is always written.
+    """
+
+    batch_size: int = 128
+    images: int = 1_000_000
+    lr: float = 1e-3
+    shape: str = "cos"
+    end: float = 0.01
+    warmup: float = 0.02
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 2.0
+    ema: float = 0.999
+    dtype: str = "auto"
+    seed: int = 0
+    log_every: int = 20
+    eval_minutes: float = 5.0
+    checkpoint_minutes: float = 5.0
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "images", "lr", "log_every"):
+            if not getattr(self, name) > 0:
+                raise InvalidArgumentError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if not 0 <= self.ema < 1:
+            raise InvalidArgumentError(f"ema must be in [0, 1), got {self.ema!r}")
+
+    @property
+    def total_steps(self) -> int:
+        return math.ceil(self.images / self.batch_size)
+
+
+class Reporter(Protocol):
+    """Where progress goes: the command line draws a bar, the default prints lines."""
+
+    def __call__(self, record: dict[str, Any], step: int, total: int) -> None: ...
+
+
+def print_report(record: dict[str, Any], step: int, total: int) -> None:
+    """One plain line per record."""
+    values = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
+    print(f"{step}/{total}  {values}", flush=True)
+
+
+def train(
+    task: Task,
+    settings: TrainSettings,
+    output: Path,
+    *,
+    resume: bool = True,
+    report: Reporter = print_report,
+    stop_after: int | None = None,
+) -> nn.Module:
+    """Train a task to the end of its settings and return the averaged model.
+
+    output: folder for the checkpoint, ``log.jsonl``, pictures and the final weights.
+    resume: go on from the checkpoint in ``output`` if there is one.
+    stop_after: iterations to do in this call, for tests and for running in portions.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    run = _Run.start(task, settings, output, resume=resume)
+    dtype = autocast_dtype(settings.dtype, run.device)
+    loss_of = torch.compile(task.loss) if settings.compile else task.loss
+    until = run.total if stop_after is None else min(run.total, run.step + stop_after)
+    with contextlib.closing(_Log(output / LOG, run.step)) as log:
+        for rows in batches(task.num_examples, settings.batch_size, settings.seed, run.step):
+            if run.step >= until:
+                break
+            torch.manual_seed(settings.seed * 1_000_003 + run.step)
+            with torch.autocast(run.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                loss, metrics = loss_of(rows)
+            if not run.descend(loss):
+                continue
+            task.after_step(run.step, run.total)
+            run.step += 1
+            if run.step % settings.log_every == 0 or run.step == until:
+                record = log.write(run.record(loss, metrics))
+                report(record, run.step, run.total)
+            if run.due("eval", settings.eval_minutes) or run.step == run.total:
+                record = log.write({"step": run.step, "eval": run.evaluate()})
+                report(record["eval"], run.step, run.total)
+            if run.due("checkpoint", settings.checkpoint_minutes) or run.step == until:
+                run.save()
+    task.save(run.averaged, output)
+    return run.averaged
+
+
+def autocast_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The autocast dtype by name; "auto" is bfloat16 where hardware multiplies it, else float32."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name == "auto":
+        native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if native else torch.float32
+    if name not in known:
+        raise InvalidArgumentError(f"unknown dtype {name!r}; known: auto, {', '.join(known)}")
+    return known[name]
+
+
+@dataclass
+class _Run:
+    """The moving parts of a run: what a checkpoint stores."""
+
+    task: Task
+    settings: TrainSettings
+    output: Path
+    averaged: nn.Module
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+    skipped: int = 0
+    first_step: int = 0
+    last: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, task: Task, settings: TrainSettings, output: Path, *, resume: bool) -> _Run:
+        averaged = copy.deepcopy(task.model).eval().requires_grad_(False)
+        groups = _decay_groups(task.model.named_parameters())
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+        run = cls(task, settings, output, averaged, optimizer)
+        if resume and (output / CHECKPOINT).exists():
+            run.load()
+        run.first_step = run.step
+        return run
+
+    @property
+    def total(self) -> int:
+        return self.settings.total_steps
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.task.model.parameters()).device
+
+    def descend(self, loss: Tensor) -> bool:
+        """One optimiser step; False when the loss is not finite and the batch was skipped."""
+        s = self.settings
+        rate = learning_rate(
+            self.step, peak=s.lr, warmup=round(s.warmup * self.total), total=self.total, shape=s.shape, end=s.end
+        )
+        decay = weight_decay(self.step, start=s.weight_decay, end=s.weight_decay, total=self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["weight_decay"] = rate, decay if group["decays"] else 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), s.clip)
+        if not torch.isfinite(self.norm):
+            self.skipped += 1
+            self.step += 1
+            if self.skipped > 100:
+                raise CheckpointError(f"100 iterations had gradients that are not finite; lr {s.lr} is too high")
+            return False
+        self.optimizer.step()
+        self._average()
+        return True
+
+    def _average(self) -> None:
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            average, now = list(self.averaged.parameters()), list(self.task.model.parameters())
+            torch._foreach_lerp_(average, now, 1 - decay)
+            for a, b in zip(self.averaged.buffers(), self.task.model.buffers(), strict=True):
+                a.copy_(b)
+
+    def due(self, what: str, minutes: float) -> bool:
+        now = time.monotonic()
+        if now - self.last.setdefault(what, self.started) < 60 * minutes:
+            return False
+        self.last[what] = now
+        return True
+
+    def record(self, loss: Tensor, metrics: dict[str, Tensor]) -> dict[str, Any]:
+        elapsed = time.monotonic() - self.started
+        rate = (self.step - self.first_step) * self.settings.batch_size / max(elapsed, 1e-9)
+        left = (self.total - self.step) * self.settings.batch_size / max(rate, 1e-9)
+        return {
+            "step": self.step,
+            "images": self.step * self.settings.batch_size,
+            "loss": float(loss.detach()),
+            **{k: float(v) for k, v in metrics.items()},
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": float(self.norm),
+            "images_per_second": rate,
+            "seconds": self.seconds + elapsed,
+            "seconds_left": left,
+        }
+
+    def evaluate(self) -> dict[str, float]:
+        figures = self.task.evaluate(self.averaged)
+        self.task.sample(self.averaged, self.output / f"sample-{self.step:07d}.png")
+        return figures
+
+    def save(self) -> None:
+        state = {
+            "model": self.task.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds + time.monotonic() - self.started,
+            "settings": asdict(self.settings),
+        }
+        partial = self.output / (CHECKPOINT + ".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.output / CHECKPOINT)  # a kill leaves the old checkpoint or the new one, whole
+
+    def load(self) -> None:
+        path = self.output / CHECKPOINT
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            self.task.model.load_state_dict(state["model"])
+            self.averaged.load_state_dict(state["averaged"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{str(path)!r} belongs to another model: {error}. Use another output folder or resume=False"
+            ) from None
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _decay_groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    """Vectors, biases and position tables are exempt from weight decay (VAR's published rule)."""
+    exempt = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul")
+    decayed, free = [], []
+    for name, p in parameters:
+        if p.requires_grad:
+            (free if p.ndim <= 1 or name.endswith("bias") or any(e in name for e in exempt) else decayed).append(p)
+    return [{"params": decayed, "decays": True}, {"params": free, "decays": False}]
+
+
+class _Log:
+    """A JSONL file; lines past the step that is resumed from are dropped, so none appears twice."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step] if step else []
+        path.write_text("".join(kept))
+        self.file = path.open("a")
+
+    def write(self, record: dict[str, Any]) -> dict[str, Any]:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        return record
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if path.exists():
+        with path.open() as file:
+            yield from (line for line in file if line.endswith("}\n"))

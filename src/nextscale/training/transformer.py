@@ -1,0 +1,181 @@
+"""Training of the VAR transformer on cached token maps."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.errors import DataError, InvalidArgumentError
+from nextscale.families.var.tokenizer import VARTokenizer
+from nextscale.families.var.transformer import VARTransformer
+from nextscale.training.data import ImageSource, to_float
+from nextscale.weights.layout import save_module
+
+
+def init_transformer(
+    model: VARTransformer, *, gate: float = 1e-3, modulation: float = 0.5, head: float = 0.02, seed: int = 0
+) -> None:
+    """VAR's published initialisation, in place.
+
+    Normal weights with variance 1/(3C) and zero biases; residual branches divided by sqrt(2 depth); the rows
+    that make gates, and those that make scales and shifts, multiplied by ``gate`` and ``modulation``.
+    """
+    torch.manual_seed(seed)
+    dim, depth = model.config.embed_dim, model.config.depth
+    std = math.sqrt(1 / (3 * dim))
+    for name, p in model.named_parameters():
+        with torch.no_grad():
+            if name.endswith("scale_mul_1H11"):
+                p.fill_(math.log(4))
+            elif name.endswith("bias"):
+                p.zero_()
+            elif name.endswith("ada_gss"):
+                nn.init.normal_(p, std=1 / math.sqrt(dim))
+                p[:, :, :2].mul_(gate)
+                p[:, :, 2:].mul_(modulation)
+            else:
+                nn.init.normal_(p, std=std)
+            if name.endswith(("attn.proj.weight", "ffn.fc2.weight")):
+                p.div_(math.sqrt(2 * depth))
+            elif name.startswith("blocks") and name.endswith("ada_lin.1.weight"):
+                p[: 2 * dim].mul_(gate)
+                p[2 * dim :].mul_(modulation)
+            elif name == "head_nm.ada_lin.1.weight":
+                p.mul_(modulation)
+            elif name == "head.weight":
+                p.mul_(head)
+
+
+@torch.inference_mode()
+def encode_dataset(
+    tokenizer: VARTokenizer, data: ImageSource, *, flip: bool, batch_size: int = 250
+) -> Tensor:
+    """Token maps of a whole data set, int16 or int32 ``(1 or 2, N, L)``; the second set is mirrored."""
+    small = torch.int16 if tokenizer.config.vocab_size < 2**15 else torch.int32
+    sets = []
+    for mirrored in (False, True) if flip else (False,):
+        chunks = []
+        for rows in torch.arange(len(data)).split(batch_size):
+            images = to_float(data.batch(rows)).to(tokenizer.device)
+            maps = tokenizer.encode(images.flip(-1) if mirrored else images)
+            chunks.append(torch.cat([m.flatten(1) for m in maps], 1).to("cpu", small))
+        sets.append(torch.cat(chunks))
+    return torch.stack(sets)
+
+
+def cached_tokens(tokenizer: VARTokenizer, data: ImageSource, path: Path, *, flip: bool) -> Tensor:
+    """:func:`encode_dataset`, kept in a file so that a resumed run need not encode again."""
+    if path.exists():
+        tokens: Tensor = torch.load(path, weights_only=True)
+        if tokens.shape != (1 + flip, len(data), tokenizer.schedule.num_tokens):
+            raise DataError(f"{str(path)!r} holds tokens of other data; delete it or use another output folder")
+        return tokens
+    tokens = encode_dataset(tokenizer, data, flip=flip)
+    partial = path.with_suffix(".partial")
+    torch.save(tokens, partial)
+    os.replace(partial, path)
+    return tokens
+
+
+class TransformerTask:
+    """Cross-entropy of every scale's tokens given the class and the coarser scales.
+
+    tokens: ``(1 or 2, N, L)`` from :func:`encode_dataset`; with two sets each draw takes one at random.
+    label_dropout: share of the labels replaced by "no class", which is what classifier-free guidance needs.
+    stages: ``(share of the run, number of scales)`` pairs: train on the coarsest scales first, where the class
+        is decided and a step costs a fraction. The rest of the run trains on all scales.
+    """
+
+    def __init__(
+        self,
+        model: VARTransformer,
+        tokenizer: VARTokenizer,
+        tokens: Tensor,
+        labels: Tensor,
+        held_out_tokens: Tensor,
+        held_out_labels: Tensor,
+        *,
+        label_dropout: float = 0.1,
+        label_smoothing: float = 0.0,
+        stages: Sequence[tuple[float, int]] = (),
+        total_steps: int = 0,
+        eval_images: int = 1000,
+    ) -> None:
+        if len(tokens[0]) != len(labels):
+            raise InvalidArgumentError(f"{len(tokens[0])} token maps but {len(labels)} labels")
+        self.model, self.tokenizer = model, tokenizer
+        self.tokens, self.labels = tokens, labels
+        self.held_out = held_out_tokens[0][:eval_images], held_out_labels[:eval_images]
+        self.label_dropout, self.label_smoothing = label_dropout, label_smoothing
+        self.stages, self.total_steps = stages, total_steps
+        self.num_examples = len(labels)
+        self.step = 0
+
+    @property
+    def num_scales(self) -> int:
+        """How many scales the current stage trains on."""
+        reached = 0.0
+        for share, scales in self.stages:
+            reached += share
+            if self.step < reached * self.total_steps:
+                return scales
+        return self.model.schedule.num_steps
+
+    def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        which = torch.randint(len(self.tokens), (len(rows),))
+        labels = self.labels[rows]
+        dropped = torch.rand(len(rows)) < self.label_dropout
+        labels = torch.where(dropped, self.model.null_label, labels)
+        logits, targets = self._predict(self.model, self.tokens[which, rows], labels, self.num_scales)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=self.label_smoothing)
+        return loss, {"scales": torch.tensor(self.num_scales)}
+
+    def _predict(
+        self, model: VARTransformer, tokens: Tensor, labels: Tensor, scales: int
+    ) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, L', V)`` and targets ``(B, L')`` of the coarsest ``scales`` scales."""
+        schedule, device = model.schedule, model.device
+        tokens = tokens[:, : schedule.offsets[scales]].long().to(device)
+        maps = [tokens[:, schedule.span(k)].unflatten(1, schedule[k]) for k in range(schedule.num_steps)][:scales]
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            inputs = self._inputs(maps)
+        return model(labels.to(device), inputs), tokens
+
+    def _inputs(self, maps: list[Tensor]) -> Tensor:
+        """Teacher-forcing input of a prefix of the scales."""
+        quantizer, schedule = self.tokenizer.quantize, self.tokenizer.schedule
+        f_hat, parts = None, []
+        for step, grid in enumerate(schedule.grids[1 : len(maps)]):
+            term = quantizer.term(quantizer.lookup(maps[step]), step, schedule)
+            f_hat = term if f_hat is None else f_hat + term
+            parts.append(F.interpolate(f_hat, size=grid, mode="area").flatten(2).transpose(1, 2))
+        return torch.cat(parts, 1)
+
+    def after_step(self, step: int, total: int) -> None:
+        self.step = step + 1
+
+    @torch.inference_mode()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Held-out loss in nats per token, over all positions and per scale."""
+        tokens, labels = self.held_out
+        schedule = self.model.schedule
+        sums = torch.zeros(schedule.num_tokens, dtype=torch.float64)
+        for rows in torch.arange(len(labels)).split(100):
+            logits, targets = self._predict(model, tokens[rows], labels[rows], schedule.num_steps)  # type: ignore[arg-type]
+            losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+            sums += losses.sum(0).double().cpu()
+        mean = sums / len(labels)
+        per_scale = {f"loss_{k}": float(mean[schedule.span(k)].mean()) for k in range(schedule.num_steps)}
+        return {"loss": float(mean.mean()), **per_scale}
+
+    def sample(self, model: nn.Module, path: Path) -> None:
+        """Not yet: see the pipeline."""
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        save_module(model, model.config.to_dict(), folder / "transformer")  # type: ignore[operator, union-attr]

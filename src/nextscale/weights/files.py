@@ -1,0 +1,142 @@
+"""Reading weight files safely: names and shapes first, tensors only when those are right.
+
+``.safetensors`` and PyTorch files are read; PyTorch files with ``weights_only=True`` and never otherwise, so a
+file cannot run code.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from nextscale.errors import CheckpointError
+
+SHOWN = 4
+
+
+def read_weights(path: str | Path, *, unwrap: Sequence[str] = (), meta: bool = False) -> dict[str, Tensor]:
+    """The tensors of a weight file by name.
+
+    unwrap: keys to descend through when the file nests its state dict, as trainers' checkpoints do.
+    meta: shapes and dtypes only, as tensors on the meta device; nothing is allocated.
+    Raises CheckpointError if the file is missing, is no weight file, holds no tensors, or needs code to load.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no such weight file: {str(path)!r}")
+    content = _read_safetensors(path, meta) if _is_safetensors(path) else _read_torch(path, meta)
+    for key in unwrap:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path.name} holds no tensors at its top level; its keys are {_some(content)}")
+    return tensors
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: 8 bytes of header length, then JSON. Suffixes lie."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def _read_safetensors(path: Path, meta: bool) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            if not meta:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {n: torch.empty(s.get_shape(), dtype=_DTYPES[s.get_dtype()], device="meta") for n, s in slices.items()}
+    except (SafetensorError, KeyError) as error:
+        raise CheckpointError(f"{path.name} is not a readable safetensors file: {error}") from None
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def _read_torch(path: Path, meta: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"map_location": "meta" if meta else "cpu", "weights_only": True}
+    try:
+        try:
+            content = torch.load(path, mmap=True, **options)
+        except RuntimeError:  # files from before PyTorch 1.6 cannot be mapped
+            content = torch.load(path, **options)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path.name} holds more than tensors, and loading it would run code from the file, so it is refused "
+            f"({str(error).splitlines()[0]}). If you trust its origin, save its state dict alone as safetensors "
+            f"and load that"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path.name} is not a PyTorch or safetensors weight file: {first}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path.name} holds a {type(content).__name__}, expected a dictionary of tensors")
+    return content
+
+
+def check_shapes(expected: nn.Module, found: Mapping[str, Tensor], *, source: str, hint: str = "") -> None:
+    """Compare names and shapes of a module (on any device, also meta) with those of a file.
+
+    Raises CheckpointError naming the first missing, unexpected and misshapen tensors and the likely cause.
+    """
+    wanted = expected.state_dict()
+    missing = [k for k in wanted if k not in found]
+    unexpected = [k for k in found if k not in wanted]
+    shapes = [
+        f"{k} {tuple(found[k].shape)} instead of {tuple(v.shape)}"
+        for k, v in wanted.items()
+        if k in found and found[k].shape != v.shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{source} does not fit: {'; '.join(problems)}" + (f". {hint}" if hint else ""))
+
+
+def build(
+    make: Callable[[], nn.Module],
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    hint: str = "",
+) -> nn.Module:
+    """Make a module without allocating it, check the tensors against it, and fill it with them.
+
+    The module is in evaluation mode and its parameters do not ask for gradients.
+    """
+    with torch.device("meta"):
+        module = make()
+    check_shapes(module, tensors, source=source, hint=hint)
+    cast = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
+    module.load_state_dict(cast, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f", … ({len(names) - SHOWN} more)" if len(names) > SHOWN else ""
+    return ", ".join(str(n) for n in names[:SHOWN]) + more

@@ -1,0 +1,121 @@
+"""The library's own layout: a folder with ``config.json`` and one sub-folder per part.
+
+A model folder holds ``config.json`` (family, class names, defaults) and, for every part, a folder with
+``config.json`` (sizes) and ``model.safetensors``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from nextscale.errors import CheckpointError, InvalidArgumentError, ModelNotFoundError
+from nextscale.nn.placement import Placement
+from nextscale.weights.files import build, read_weights
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+EMBEDDED = ("cifar10",)
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def locate(name: str | Path) -> Path:
+    """The folder of a model: embedded in the package, local, or on the hub (downloaded and cached).
+
+    Raises ModelNotFoundError, naming what was tried.
+    """
+    if str(name) in EMBEDDED and not Path(name).is_dir():
+        return Path(str(resources.files("nextscale.weights") / "embedded" / str(name)))
+    folder = Path(name)
+    if (folder / CONFIG).is_file():
+        return folder
+    if folder.is_dir():
+        raise ModelNotFoundError(
+            f"{str(folder)!r} has no {CONFIG}; for official files use from_official, for others nextscale convert"
+        )
+    if folder.suffix or folder.is_absolute() or len(folder.parts) != 2:
+        raise ModelNotFoundError(
+            f"no model {str(name)!r}: neither embedded ({', '.join(EMBEDDED)}), nor a folder, nor a hub id (owner/name)"
+        )
+    return _snapshot(str(name))
+
+
+def _snapshot(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelNotFoundError(f"cannot get {repo!r} from the hub: {reason}") from None
+    if not (folder / CONFIG).is_file():
+        raise ModelNotFoundError(f"{repo!r} is not in this library's layout; for official files use from_official")
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's ``config.json``."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelNotFoundError(f"{str(path)!r} is missing") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{str(path)!r} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{str(path)!r} holds no JSON object")
+    return config
+
+
+def load_module(make: Callable[[Mapping[str, Any]], Module], folder: Path, placement: Placement) -> Module:
+    """A part from its folder; ``make`` builds it from its configuration.
+
+    Shapes are compared before anything is allocated; see :func:`nextscale.weights.files.build`.
+    """
+    config = read_config(folder)
+    try:
+        with torch.device("meta"):
+            make(config)
+    except (TypeError, InvalidArgumentError) as error:
+        raise CheckpointError(f"{str(folder / CONFIG)!r} does not describe this kind of model: {error}") from None
+    module = build(
+        lambda: make(config),
+        read_weights(folder / WEIGHTS),
+        source=str(folder / WEIGHTS),
+        dtype=placement.dtype,
+        device=placement.device,
+        hint=f"Do {CONFIG} and {WEIGHTS} belong together?",
+    )
+    return module  # type: ignore[return-value]
+
+
+def write_json(value: Mapping[str, Any], path: Path) -> None:
+    """Write JSON whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def save_module(
+    module: nn.Module, config: Mapping[str, Any], folder: Path, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write a part's parameters (as ``dtype`` if given) and its configuration into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        k: v.detach().to("cpu", dtype if dtype and v.is_floating_point() else v.dtype).contiguous()
+        for k, v in module.state_dict().items()
+    }
+    partial = folder / (WEIGHTS + ".partial")
+    save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / WEIGHTS)
+    write_json(config, folder / CONFIG)
