@@ -1,4 +1,4 @@
-"""What all tests share: one thread, reproducible property tests, and the golden cases."""
+"""What all tests share: one thread, no network, reproducible property tests, and the golden cases."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 GOLDEN = Path(__file__).parent / "golden"
 
 torch.set_num_threads(1)
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported, which torch does not do
 
 # Continuous integration draws the same examples every time; elsewhere new ones are tried. Deadlines measure
 # how busy the machine is, not whether the code is right.

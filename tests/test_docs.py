@@ -6,7 +6,6 @@ earlier one made. A block that needs a download or hours stands under `<!-- not 
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -80,7 +79,6 @@ def commands(block: Block) -> list[list[str]]:
 def run_command(block: Block, arguments: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nextscale.cli.main", *arguments],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -17,8 +17,8 @@ from nextscale.scales import Grid, ScaleSchedule
 class Session(Protocol):
     """One batch in the making: what a model family implements so that the loop can drive it.
 
-    A session owns everything that changes during a generation (KV cache, running sum of the latent); the model
-    it belongs to stays as it is, so sessions do not disturb each other.
+    A session owns everything that changes during a generation (KV cache, running sum of the latent); the
+    model it belongs to stays as it is, so sessions do not disturb each other.
     """
 
     @property
@@ -63,7 +63,7 @@ class StepInfo:
 StepCallback = Callable[[StepInfo], None]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     session: Session, guidance: GuidanceChain, draw: Drawer, on_step: StepCallback | None = None
 ) -> list[Tensor]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from PIL import Image
@@ -15,19 +16,23 @@ from nextscale.errors import InvalidArgumentError
 from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.schedules import StrengthLike
 from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.scales import Grid
 
 OutputType = Literal["pil", "pt", "np"]
 SEED_LIMIT = 2**63
+
+Method = TypeVar("Method", bound="ClassifierFreeGuidance | ScaledSpatialGuidance | None")
 
 
 @dataclass(frozen=True)
 class GenerationOutput:
     """What a pipeline returns.
 
-    images: PIL images (``"pil"``), a float32 tensor ``(B, 3, H, W)`` in [0, 1] (``"pt"``), or a float32 array
-        ``(B, H, W, 3)`` in [0, 1] (``"np"``).
+    images: PIL images (``"pil"``), a float32 tensor ``(B, 3, H, W)`` in [0, 1] (``"pt"``), or a float32
+        array ``(B, H, W, 3)`` in [0, 1] (``"np"``).
     tokens: int64 ``(B, h, w)`` per step, on the CPU. seeds: one per image.
-    settings: everything needed to make these images again, as JSON can hold it (``None`` values are defaults).
+    settings: everything needed to make these images again, as JSON can hold it (``None`` values are
+        defaults).
     """
 
     images: Any
@@ -40,13 +45,26 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     """One seed per image: 7 means 7, 8, 9, …; a list is taken as it is; ``None`` draws fresh ones."""
     if seed is None:
         seed = secrets.randbelow(2**31)
-    values = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
+    given: Any = seed.tolist() if hasattr(seed, "tolist") else seed  # arrays, tensors and their numbers
+    several = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
+    values = [_seed(s) for s in given] if several else list(range(_seed(given), _seed(given) + count))
     if len(values) != count:
-        raise InvalidArgumentError(f"{len(values)} seeds for {count} images; give one number or one seed per image")
-    for s in values:
-        if isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < SEED_LIMIT:
-            raise InvalidArgumentError(f"a seed is a whole number from 0 up to 2^63, got {s!r}")
+        raise InvalidArgumentError(
+            f"{len(values)} seeds for {count} images; give one number or one seed per image"
+        )
+    if values and values[-1] >= SEED_LIMIT:
+        raise InvalidArgumentError(f"seeds end below 2^63, but {count} of them from {values[0]} go beyond")
     return values
+
+
+def _seed(value: Any) -> int:
+    try:
+        number = operator.index(value) if not isinstance(value, bool) else -1
+    except TypeError:
+        number = -1
+    if not 0 <= number < SEED_LIMIT:
+        raise InvalidArgumentError(f"a seed is a whole number from 0 up to 2^63, got {value!r}")
+    return number
 
 
 def resolve_ssg(
@@ -59,7 +77,7 @@ def resolve_ssg(
         return ScaledSpatialGuidance(float(ssg))
     if not isinstance(ssg, ScaledSpatialGuidance):
         raise InvalidArgumentError(f"ssg is a number, a ScaledSpatialGuidance or None, got {ssg!r}")
-    return ssg.with_defaults(defaults.get("ssg", {}).get("beta"))
+    return ssg.with_defaults((defaults.get("ssg") or {}).get("beta"))
 
 
 def resolve_cfg(scale: StrengthLike | ClassifierFreeGuidance, convention: Any) -> ClassifierFreeGuidance:
@@ -67,6 +85,18 @@ def resolve_cfg(scale: StrengthLike | ClassifierFreeGuidance, convention: Any) -
     if isinstance(scale, ClassifierFreeGuidance):
         return scale
     return ClassifierFreeGuidance(scale, convention=convention)
+
+
+def with_values(method: Method, grids: Sequence[Grid]) -> Method:
+    """The same guidance with the values of a callable strength, one per step, in the callable's place.
+
+    They are asked for once, so that all batches of a call use the same, and can be stored.
+    """
+    if isinstance(method, ClassifierFreeGuidance) and callable(method.scale):
+        return replace(method, scale=method.scales(grids))
+    if isinstance(method, ScaledSpatialGuidance) and callable(method.beta):
+        return replace(method, beta=method.betas(grids))
+    return method
 
 
 def spans(count: int, batch_size: int) -> Iterator[slice]:

@@ -1,15 +1,17 @@
 """From guided logits to tokens: temperature, filters, and the draw.
 
-An image is made by one uniform number per decision (a token, or a bit), all drawn up front from the image's own
-seed. So an image does not depend on its neighbours in a batch, and two runs with the same seeds and different
-guidance differ by the guidance alone.
+An image is made by one uniform number per decision (a token, or a bit), all drawn up front from the image's
+own seed. So an image does not depend on its neighbours in a batch, and two runs with the same seeds and
+different guidance differ by the guidance alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,44 +31,49 @@ class Filters:
     min_p: keep tokens at least this share as likely as the likeliest; 0 keeps all.
     """
 
-    temperature: float | tuple[float, ...] = 1.0
+    temperature: float | Sequence[float] = 1.0
     top_k: int = 0
     top_p: float = 0.0
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.temperature, Sequence):
-            object.__setattr__(self, "temperature", tuple(float(t) for t in self.temperature))
-        for t in self.temperature if isinstance(self.temperature, tuple) else (self.temperature,):
-            if not (isinstance(t, (int, float)) and 0 < t < float("inf")):
+        given: Any = self.temperature
+        values = given.tolist() if hasattr(given, "tolist") else given  # arrays, tensors and their numbers
+        several = isinstance(values, Sequence) and not isinstance(values, str)
+        for t in values if several else (values,):
+            if isinstance(t, bool) or not isinstance(t, Real) or not 0 < float(t) < math.inf:
                 raise InvalidArgumentError(
-                    f"temperature must be a positive number, got {t!r}; for the likeliest token use sampler='greedy'"
+                    f"temperature must be a positive number, got {t!r}; "
+                    f"for the likeliest token use sampler='greedy'"
                 )
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
+        object.__setattr__(self, "temperature", tuple(map(float, values)) if several else float(values))
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, Integral) or self.top_k < 0:
             raise InvalidArgumentError(f"top_k must be a whole number, 0 for no limit; got {self.top_k!r}")
+        object.__setattr__(self, "top_k", int(self.top_k))
         for name in ("top_p", "min_p"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 <= value <= 1):
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
                 raise InvalidArgumentError(f"{name} must be between 0 and 1 (0 = off), got {value!r}")
+            object.__setattr__(self, name, float(value))
 
     def check(self, *, vocab_size: int, num_steps: int) -> None:
         """Compare with a model: top_k with its vocabulary, a temperature list with its number of steps."""
         if self.top_k > vocab_size:
             raise InvalidArgumentError(f"top_k is {self.top_k}, but the vocabulary has {vocab_size} tokens")
-        if isinstance(self.temperature, tuple) and len(self.temperature) != num_steps:
+        if isinstance(self.temperature, Sequence) and len(self.temperature) != num_steps:
             raise InvalidArgumentError(
                 f"temperature has {len(self.temperature)} values, but the model takes {num_steps} steps"
             )
 
     def __call__(self, logits: Tensor, step: int = 0) -> Tensor:
         """Divided by the step's temperature and filtered, as a new tensor of the same shape."""
-        temperature = self.temperature[step] if isinstance(self.temperature, tuple) else self.temperature
+        temperature = self.temperature[step] if isinstance(self.temperature, Sequence) else self.temperature
         scaled = logits if temperature == 1 else logits / temperature
         return filter_logits(scaled, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
 
 
 def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0, min_p: float = 0.0) -> Tensor:
-    """Replace what the filters remove by minus infinity; logits ``(..., V)`` -> new tensor of the same shape.
+    """Replace what the filters remove by minus infinity; logits ``(..., V)`` -> new tensor, same shape.
 
     Order: top-k, then top-p on what is left, then min-p. Top-p sorts ascending, accumulates the probabilities
     and removes entries up to ``1 - top_p`` inclusive, but never the last: the order of VAR's official code.
@@ -89,8 +96,9 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     """Choose by inverse CDF over the probabilities in descending order.
 
     logits: ``(..., V)``, removed entries at minus infinity; uniform: float64 ``(...)`` in [0, 1).
-    Returns int64 ``(...)``: the first entry, likeliest first, whose cumulative probability exceeds the uniform
-    number. Arithmetic is float64, so that the outcome is the same on every device but for ties in the logits.
+    Returns int64 ``(...)``: the first entry, likeliest first, whose cumulative probability exceeds the
+    uniform number. Arithmetic is float64, so that the outcome is the same on every device but for ties in the
+    logits.
     """
     descending, order = logits.double().sort(dim=-1, descending=True, stable=True)
     cdf = descending.softmax(-1).cumsum(-1)
@@ -142,7 +150,8 @@ class Drawer:
     def __call__(self, logits: Tensor, step: int, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Guided logits ``(B, ..., V)`` to tokens ``(B, ...)`` and the filtered logits they were drawn from.
 
-        uniform: the numbers to use where a step draws only a part of its decisions; default all of the step's.
+        uniform: the numbers to use where a step draws only a part of its decisions; default all of the
+            step's.
         """
         filtered = self.filters(logits, step)
         if self.sampler == "greedy":

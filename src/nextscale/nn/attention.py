@@ -15,7 +15,9 @@ MAX_LOG_SCALE = math.log(100)
 
 def block_causal_mask(schedule: ScaleSchedule, *, device: torch.device | None = None) -> Tensor:
     """Boolean ``(L, L)``, true where a position may attend: its own step and every coarser one."""
-    level = torch.repeat_interleave(torch.arange(schedule.num_steps), torch.tensor(schedule.lengths)).to(device)
+    level = torch.repeat_interleave(torch.arange(schedule.num_steps), torch.tensor(schedule.lengths)).to(
+        device
+    )
     return level[:, None] >= level[None, :]
 
 

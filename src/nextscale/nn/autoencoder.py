@@ -88,9 +88,7 @@ class Level(nn.Module):
         super().__init__()
         pairs = list(zip(widths, widths[1:], strict=False))
         self.block = nn.ModuleList(ResBlock(i, o, groups=groups) for i, o in pairs)
-        self.attn = nn.ModuleList(
-            SpatialAttention(o, groups=groups) for _, o in (pairs if attention else [])
-        )
+        self.attn = nn.ModuleList(SpatialAttention(o, groups=groups) for _, o in (pairs if attention else []))
         if downsample:
             self.downsample = Downsample(widths[-1])
         if upsample:
@@ -161,10 +159,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents ``(B, z_channels, h, w)`` to pictures ``(B, in_channels, h * r, w * r)``; the output is not clamped.
+    """Latents ``(B, z_channels, h, w)`` to pictures ``(B, in_channels, h * r, w * r)``, not clamped.
 
-    One residual block more per level than the encoder. Levels are numbered by resolution, 0 the finest, so the
-    forward pass runs from the highest number down.
+    One residual block more per level than the encoder. Levels are numbered by resolution, 0 the finest, so
+    the forward pass runs from the highest number down.
     """
 
     def __init__(

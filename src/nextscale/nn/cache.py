@@ -10,7 +10,14 @@ class KVCache:
     """Static cache of one attention layer: ``(B, H, capacity, d)`` for keys and values."""
 
     def __init__(
-        self, batch: int, heads: int, capacity: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        batch: int,
+        heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         shape = (batch, heads, capacity, head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
@@ -18,7 +25,7 @@ class KVCache:
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values ``(B, H, l, d)`` of new positions; return those of all positions so far."""
+        """Store the keys and values ``(B, H, l, d)`` of new positions; return those of all so far."""
         end = self.length + k.shape[2]
         self.keys[:, :, self.length : end] = k
         self.values[:, :, self.length : end] = v

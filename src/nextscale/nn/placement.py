@@ -24,13 +24,11 @@ class Placement:
 def place(device: str | torch.device = "auto", dtype: str | torch.dtype = "auto") -> Placement:
     """Resolve ``"auto"``, names, or torch objects.
 
-    Raises InvalidArgumentError for a device that this machine or this torch does not have, or an unknown dtype.
+    Raises InvalidArgumentError for a device that this machine or this torch does not have, or an unknown
+    dtype.
     """
     chosen, why = _device(device)
-    if isinstance(dtype, torch.dtype):
-        name = str(dtype).removeprefix("torch.")
-    else:
-        name = dtype
+    name = str(dtype).removeprefix("torch.")
     if name == "auto":
         kind, because = _auto_dtype(chosen)
         return Placement(chosen, kind, why, because)
@@ -49,7 +47,7 @@ def _device(device: str | torch.device) -> tuple[torch.device, str]:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidArgumentError(f"cannot use the device {str(device)!r}: {reason}") from None
     return chosen, "given"

@@ -1,8 +1,8 @@
 """The multi-scale residual vector quantizer of VAR and HART.
 
-A latent is written as a sum over scales: the codes of a ``p x p`` map, enlarged to the latent's size and passed
-through a small residual convolution. Sums are kept in float32 whatever the dtype of the weights, because a
-rounded running sum would change the tokens of every finer scale.
+A latent is written as a sum over scales: the codes of a ``p x p`` map, enlarged to the latent's size and
+passed through a small residual convolution. Sums are kept in float32 whatever the dtype of the weights,
+because a rounded running sum would change the tokens of every finer scale.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ def enlarge(x: Tensor, grid: Grid) -> Tensor:
 def nearest_tick(num_ticks: int, num_scales: int) -> list[int]:
     """Which of ``num_ticks`` shared convolutions serves each of ``num_scales`` scales.
 
-    Ticks lie evenly in [e, 1 - e], e = 1/(3K) for K = 4 and 1/(2K) otherwise; a scale takes the one nearest to
-    its relative position k/(S-1). Ties do occur (scales 2 and 7 of ten) and the published weights depend on how
-    they fall, so this has to be NumPy's float64 ``linspace`` and the first minimum, not an equivalent formula.
+    Ticks lie evenly in [e, 1 - e], e = 1/(3K) for K = 4 and 1/(2K) otherwise; a scale takes the one nearest
+    to its relative position k/(S-1). Ties do occur (scales 2 and 7 of ten) and the published weights depend
+    on how they fall, so this has to be NumPy's float64 ``linspace`` and the first minimum, not an equivalent
+    formula.
     """
     if num_scales < 2:
         raise InvalidArgumentError(f"the quantizer needs at least 2 scales, got {num_scales}")
@@ -141,7 +142,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def phis(self, num_scales: int) -> list[nn.Module]:
         """The convolution of every scale; its choice depends on their number only, never on their sizes."""
-        return self.quant_resi.pick(num_scales)  # type: ignore[operator, no-any-return]
+        return self.quant_resi.pick(num_scales)  # type: ignore[operator]
 
     def nearest(self, z: Tensor) -> Tensor:
         """Codes nearest to vectors ``(..., z)`` in float32 -> int64 ``(...)``."""
@@ -165,8 +166,8 @@ class MultiScaleQuantizer(nn.Module):
     def residual_chain(self, f: Tensor, schedule: ScaleSchedule | None = None) -> Iterator[Quantized]:
         """Quantize a latent ``(B, z, P, P)`` scale by scale, coarse to fine."""
         schedule = schedule or self.schedule
-        # Tokens are chosen on the detached residual: gradients reach the codebook and the convolutions through
-        # f_hat, and the encoder through the losses its caller builds.
+        # Tokens are chosen on the detached residual: gradients reach the codebook and the convolutions
+        # through f_hat, and the encoder through the losses its caller builds.
         f = f.detach().float()
         f_hat = torch.zeros_like(f)
         rest = f

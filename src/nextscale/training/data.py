@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,6 +63,12 @@ class ImageSource:
             return torch.stack(
                 list(pool.map(lambda r, p: _crop(self.read(int(r)), self.size, p), rows, places.tolist()))
             )
+
+    def subset(self, rows: Tensor) -> ImageSource:
+        """Only these rows, in this order."""
+        picked = rows.tolist()
+        cache = None if self.cache is None else self.cache[rows]
+        return ImageSource(lambda row: self.read(picked[row]), self.labels[rows], self.class_names, self.size, cache)
 
     def with_cache(self) -> ImageSource:
         """Itself with every picture decoded, if they all have the target size and fit in memory."""
@@ -155,8 +162,6 @@ def _open_hub(name: str, split: str, size: int) -> ImageSource:
 
 def _hub_class_names(schema: Any, label: str) -> tuple[str, ...]:
     """Class names from the metadata that the hub's writers put into a parquet schema."""
-    import json
-
     raw = (schema.metadata or {}).get(b"huggingface")
     try:
         return tuple(json.loads(raw)["info"]["features"][label]["names"]) if raw else ()

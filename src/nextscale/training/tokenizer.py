@@ -39,10 +39,9 @@ class TokenizerTask:
         self.num_examples = len(data)
         self.flip, self.revive_every = flip, revive_every
         self.eval_rows = torch.arange(min(eval_images, len(held_out)))
-        self.hits = torch.zeros(model.config.vocab_size, dtype=torch.long)
-        self.candidates: Tensor | None = None
+        self.state = {"hits": torch.zeros(model.config.vocab_size, dtype=torch.long)}
 
-    def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, rows: Tensor, step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = to_float(self.data.batch(rows, torch.default_generator)).to(self.model.device)
         if self.flip:
             mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
@@ -54,17 +53,18 @@ class TokenizerTask:
 
     def _observe(self, images: Tensor, tokens: list[Tensor]) -> None:
         flat = torch.cat([t.flatten() for t in tokens]).cpu()
-        self.hits += torch.bincount(flat, minlength=len(self.hits))
+        self.state["hits"] += torch.bincount(flat, minlength=len(self.state["hits"]))
         self._images = images
 
     def after_step(self, step: int, total: int) -> None:
         first = step == 0
         if not first and (step % self.revive_every or step > 0.7 * total):
             return
-        dead = torch.arange(len(self.hits)) if first else (self.hits == 0).nonzero().flatten()
+        hits = self.state["hits"]
+        dead = torch.arange(len(hits)) if first else (hits == 0).nonzero().flatten()
         if len(dead):
             self._revive(dead)
-        self.hits.zero_()
+        hits.zero_()
 
     @torch.no_grad()
     def _revive(self, dead: Tensor) -> None:

@@ -33,8 +33,10 @@ class Task(Protocol):
 
     model: nn.Module
     num_examples: int
+    state: dict[str, Tensor]
+    """What upkeep remembers between iterations, changed in place; checkpoints store it."""
 
-    def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, rows: Tensor, step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss of a batch of row numbers, and what to log beside it."""
         ...
 
@@ -126,6 +128,7 @@ def train(
     run = _Run.start(task, settings, output, resume=resume)
     dtype = autocast_dtype(settings.dtype, run.device)
     loss_of = torch.compile(task.loss) if settings.compile else task.loss
+    task.model.train()
     until = run.total if stop_after is None else min(run.total, run.step + stop_after)
     with contextlib.closing(_Log(output / LOG, run.step)) as log:
         for rows in batches(task.num_examples, settings.batch_size, settings.seed, run.step):
@@ -133,7 +136,7 @@ def train(
                 break
             torch.manual_seed(settings.seed * 1_000_003 + run.step)
             with torch.autocast(run.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                loss, metrics = loss_of(rows)
+                loss, metrics = loss_of(rows, run.step, run.total)
             if not run.descend(loss):
                 continue
             task.after_step(run.step, run.total)
@@ -259,6 +262,7 @@ class _Run:
             "model": self.task.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "task": self.task.state,
             "step": self.step,
             "seconds": self.seconds + time.monotonic() - self.started,
             "settings": asdict(self.settings),
@@ -274,6 +278,8 @@ class _Run:
             self.task.model.load_state_dict(state["model"])
             self.averaged.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for name, value in state["task"].items():
+                self.task.state[name].copy_(value)
         except (RuntimeError, KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{str(path)!r} belongs to another model: {error}. Use another output folder or resume=False"

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import DataError, InvalidArgumentError
+from nextscale.families.var.pipeline import VARPipeline
 from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.families.var.transformer import VARTransformer
 from nextscale.training.data import ImageSource, to_float
-from nextscale.weights.layout import save_module
+from nextscale.training.pictures import save_grid
 
 
 def init_transformer(
@@ -101,40 +102,46 @@ class TransformerTask:
         held_out_tokens: Tensor,
         held_out_labels: Tensor,
         *,
+        class_names: Sequence[str] = (),
         label_dropout: float = 0.1,
         label_smoothing: float = 0.0,
         stages: Sequence[tuple[float, int]] = (),
-        total_steps: int = 0,
         eval_images: int = 1000,
     ) -> None:
         if len(tokens[0]) != len(labels):
             raise InvalidArgumentError(f"{len(tokens[0])} token maps but {len(labels)} labels")
+        for share, scales in stages:
+            if not (0 < share < 1 and 2 <= scales <= model.schedule.num_steps):
+                raise InvalidArgumentError(
+                    f"a stage is (share of the run, number of scales), such as (0.3, 4); got {(share, scales)}"
+                )
         self.model, self.tokenizer = model, tokenizer
         self.tokens, self.labels = tokens, labels
         self.held_out = held_out_tokens[0][:eval_images], held_out_labels[:eval_images]
         self.label_dropout, self.label_smoothing = label_dropout, label_smoothing
-        self.stages, self.total_steps = stages, total_steps
+        self.stages = stages
+        self.state: dict[str, Tensor] = {}
+        self.class_names = tuple(class_names)
         self.num_examples = len(labels)
-        self.step = 0
 
-    @property
-    def num_scales(self) -> int:
-        """How many scales the current stage trains on."""
+    def num_scales(self, progress: float) -> int:
+        """How many scales are trained on after this share of the run."""
         reached = 0.0
         for share, scales in self.stages:
             reached += share
-            if self.step < reached * self.total_steps:
+            if progress < reached:
                 return scales
         return self.model.schedule.num_steps
 
-    def loss(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, rows: Tensor, step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         which = torch.randint(len(self.tokens), (len(rows),))
         labels = self.labels[rows]
         dropped = torch.rand(len(rows)) < self.label_dropout
         labels = torch.where(dropped, self.model.null_label, labels)
-        logits, targets = self._predict(self.model, self.tokens[which, rows], labels, self.num_scales)
+        scales = self.num_scales(step / total)
+        logits, targets = self._predict(self.model, self.tokens[which, rows], labels, scales)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=self.label_smoothing)
-        return loss, {"scales": torch.tensor(self.num_scales)}
+        return loss, {"scales": torch.tensor(scales)}
 
     def _predict(
         self, model: VARTransformer, tokens: Tensor, labels: Tensor, scales: int
@@ -142,7 +149,7 @@ class TransformerTask:
         """Logits ``(B, L', V)`` and targets ``(B, L')`` of the coarsest ``scales`` scales."""
         schedule, device = model.schedule, model.device
         tokens = tokens[:, : schedule.offsets[scales]].long().to(device)
-        maps = [tokens[:, schedule.span(k)].unflatten(1, schedule[k]) for k in range(schedule.num_steps)][:scales]
+        maps = [tokens[:, schedule.span(k)].unflatten(1, schedule[k]) for k in range(scales)]
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             inputs = self._inputs(maps)
         return model(labels.to(device), inputs), tokens
@@ -158,7 +165,7 @@ class TransformerTask:
         return torch.cat(parts, 1)
 
     def after_step(self, step: int, total: int) -> None:
-        self.step = step + 1
+        """Nothing to do."""
 
     @torch.inference_mode()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -175,7 +182,15 @@ class TransformerTask:
         return {"loss": float(mean.mean()), **per_scale}
 
     def sample(self, model: nn.Module, path: Path) -> None:
-        """Not yet: see the pipeline."""
+        """A row of four pictures per class (of the first ten), always from the same seeds."""
+        pipe = self._pipeline(model)
+        labels = [c for c in range(min(10, self.model.config.num_classes)) for _ in range(4)]
+        out = pipe(labels, seed=0, batch_size=len(labels), output_type="pt")
+        save_grid(out.images * 2 - 1, path, columns=8)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        save_module(model, model.config.to_dict(), folder / "transformer")  # type: ignore[operator, union-attr]
+        """A complete model folder: transformer, tokenizer, class names and defaults."""
+        self._pipeline(model).save_pretrained(folder)
+
+    def _pipeline(self, model: nn.Module) -> VARPipeline:
+        return VARPipeline(model, self.tokenizer, class_names=self.class_names)  # type: ignore[arg-type]

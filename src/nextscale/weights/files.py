@@ -1,15 +1,16 @@
 """Reading weight files safely: names and shapes first, tensors only when those are right.
 
-``.safetensors`` and PyTorch files are read; PyTorch files with ``weights_only=True`` and never otherwise, so a
-file cannot run code.
+``.safetensors`` and PyTorch files are read; PyTorch files with ``weights_only=True`` and never otherwise, so
+a file cannot run code.
 """
 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from nextscale.errors import CheckpointError
 
 SHOWN = 4
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def read_weights(path: str | Path, *, unwrap: Sequence[str] = (), meta: bool = False) -> dict[str, Tensor]:
@@ -34,7 +37,7 @@ def read_weights(path: str | Path, *, unwrap: Sequence[str] = (), meta: bool = F
     for key in unwrap:
         if isinstance(content.get(key), Mapping):
             content = content[key]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path.name} holds no tensors at its top level; its keys are {_some(content)}")
     return tensors
@@ -53,9 +56,14 @@ def _read_safetensors(path: Path, meta: bool) -> dict[str, Any]:
             if not meta:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {n: torch.empty(s.get_shape(), dtype=_DTYPES[s.get_dtype()], device="meta") for n, s in slices.items()}
+            return {
+                n: torch.empty(s.get_shape(), dtype=_DTYPES[s.get_dtype()], device="meta")
+                for n, s in slices.items()
+            }
     except (SafetensorError, KeyError) as error:
-        raise CheckpointError(f"{path.name} is not a readable safetensors file: {error}") from None
+        raise CheckpointError(
+            f"{path.name} is not a readable safetensors file, or it is damaged or incomplete: {error}"
+        ) from None
 
 
 _DTYPES = {
@@ -79,24 +87,40 @@ def _read_torch(path: Path, meta: bool) -> dict[str, Any]:
             content = torch.load(path, mmap=True, **options)
         except RuntimeError:  # files from before PyTorch 1.6 cannot be mapped
             content = torch.load(path, **options)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path.name} holds more than tensors, and loading it would run code from the file, so it is refused "
-            f"({str(error).splitlines()[0]}). If you trust its origin, save its state dict alone as safetensors "
-            f"and load that"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path.name} is not a PyTorch or safetensors weight file: {first}") from None
+    except Exception as error:  # a damaged file makes torch.load raise nearly anything
+        raise _refusal(path, error) from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path.name} holds a {type(content).__name__}, expected a dictionary of tensors")
+        raise CheckpointError(
+            f"{path.name} holds a {type(content).__name__}, expected a dictionary of tensors"
+        )
     return content
+
+
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    """Why a file was not loaded: it needs code, or it is damaged or something else altogether."""
+    text = str(error)
+    # What a weights-only load refused to call; its own advice (to load it all the same) is not passed on.
+    called = re.search(r"GLOBAL ([\w.]+)|unrecognized function (.+)", text)
+    if isinstance(error, pickle.UnpicklingError) and called:
+        return CheckpointError(
+            f"{path.name} holds more than tensors: loading it would run code from the file "
+            f"({called[1] or called[2]}), so it is refused. If you trust its origin, save its state dict "
+            f"alone as safetensors and load that"
+        )
+    reason = type(error).__name__
+    if text and not isinstance(error, pickle.UnpicklingError):
+        reason += ": " + text.splitlines()[0]
+    return CheckpointError(
+        f"{path.name} is not a PyTorch or safetensors weight file, or it is damaged or incomplete "
+        f"({reason}); download it again or name another"
+    )
 
 
 def check_shapes(expected: nn.Module, found: Mapping[str, Tensor], *, source: str, hint: str = "") -> None:
     """Compare names and shapes of a module (on any device, also meta) with those of a file.
 
-    Raises CheckpointError naming the first missing, unexpected and misshapen tensors and the likely cause.
+    Raises CheckpointError naming the first missing, unexpected and misshapen tensors and the likely cause,
+    also where a file has whole numbers for a parameter.
     """
     wanted = expected.state_dict()
     missing = [k for k in wanted if k not in found]
@@ -106,24 +130,31 @@ def check_shapes(expected: nn.Module, found: Mapping[str, Tensor], *, source: st
         for k, v in wanted.items()
         if k in found and found[k].shape != v.shape
     ]
-    problems = [
-        f"{len(names)} {what}: {_some(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        if names
+    kinds = [
+        f"{k} {str(found[k].dtype).removeprefix('torch.')}"
+        for k, v in wanted.items()
+        if k in found and found[k].is_floating_point() != v.is_floating_point()
     ]
+    lists = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": shapes,
+        "of another type": kinds,
+    }
+    problems = [f"{len(names)} {what}: {_some(names)}" for what, names in lists.items() if names]
     if problems:
         raise CheckpointError(f"{source} does not fit: {'; '.join(problems)}" + (f". {hint}" if hint else ""))
 
 
 def build(
-    make: Callable[[], nn.Module],
+    make: Callable[[], Module],
     tensors: Mapping[str, Tensor],
     *,
     source: str,
     dtype: torch.dtype,
     device: torch.device,
     hint: str = "",
-) -> nn.Module:
+) -> Module:
     """Make a module without allocating it, check the tensors against it, and fill it with them.
 
     The module is in evaluation mode and its parameters do not ask for gradients.

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from nextscale.errors import ModelNotFoundError
+
+_REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_FILE_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".json", ".zip")
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether a name can be ``owner/name`` on the hub: dots are allowed, but no weight file's suffix."""
+    return _REPO_ID.fullmatch(name) is not None and not name.lower().endswith(_FILE_SUFFIXES)
 
 
 def download(repo: str, filename: str) -> Path:

@@ -11,21 +11,20 @@ import os
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from nextscale.errors import CheckpointError, InvalidArgumentError, ModelNotFoundError
+from nextscale.errors import CheckpointError, ModelNotFoundError
 from nextscale.nn.placement import Placement
-from nextscale.weights.files import build, read_weights
+from nextscale.weights.files import Module, build, read_weights
+from nextscale.weights.hub import is_repo_id
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 EMBEDDED = ("cifar10",)
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def locate(name: str | Path) -> Path:
@@ -40,11 +39,13 @@ def locate(name: str | Path) -> Path:
         return folder
     if folder.is_dir():
         raise ModelNotFoundError(
-            f"{str(folder)!r} has no {CONFIG}; for official files use from_official, for others nextscale convert"
+            f"{str(folder)!r} has no {CONFIG}; for official files use from_official, "
+            f"for others nextscale convert"
         )
-    if folder.suffix or folder.is_absolute() or len(folder.parts) != 2:
+    if not is_repo_id(str(name)):
         raise ModelNotFoundError(
-            f"no model {str(name)!r}: neither embedded ({', '.join(EMBEDDED)}), nor a folder, nor a hub id (owner/name)"
+            f"no model {str(name)!r}: neither embedded ({', '.join(EMBEDDED)}), nor a folder, "
+            f"nor a hub id (owner/name)"
         )
     return _snapshot(str(name))
 
@@ -59,7 +60,9 @@ def _snapshot(repo: str) -> Path:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelNotFoundError(f"cannot get {repo!r} from the hub: {reason}") from None
     if not (folder / CONFIG).is_file():
-        raise ModelNotFoundError(f"{repo!r} is not in this library's layout; for official files use from_official")
+        raise ModelNotFoundError(
+            f"{repo!r} is not in this library's layout; for official files use from_official"
+        )
     return folder
 
 
@@ -67,10 +70,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A folder's ``config.json``."""
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelNotFoundError(f"{str(path)!r} is missing") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text at all
         raise CheckpointError(f"{str(path)!r} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{str(path)!r} holds no JSON object")
@@ -86,9 +89,12 @@ def load_module(make: Callable[[Mapping[str, Any]], Module], folder: Path, place
     try:
         with torch.device("meta"):
             make(config)
-    except (TypeError, InvalidArgumentError) as error:
-        raise CheckpointError(f"{str(folder / CONFIG)!r} does not describe this kind of model: {error}") from None
-    module = build(
+    # What constructors raise for values of a wrong type or out of range, as an edited file may hold.
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{str(folder / CONFIG)!r} does not describe this kind of model: {error}"
+        ) from None
+    return build(
         lambda: make(config),
         read_weights(folder / WEIGHTS),
         source=str(folder / WEIGHTS),
@@ -96,13 +102,12 @@ def load_module(make: Callable[[Mapping[str, Any]], Module], folder: Path, place
         device=placement.device,
         hint=f"Do {CONFIG} and {WEIGHTS} belong together?",
     )
-    return module  # type: ignore[return-value]
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:
     """Write JSON whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 

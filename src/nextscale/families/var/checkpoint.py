@@ -8,35 +8,36 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from nextscale.errors import CheckpointError
+from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.nn.placement import Placement
 from nextscale.scales import PRESETS, Grid, ScaleSchedule
-from nextscale.weights.files import build, read_weights
-from nextscale.weights.hub import download
+from nextscale.weights.files import Module, build, check_shapes, read_weights
+from nextscale.weights.hub import download, is_repo_id
 
 TOKENIZER_FILE = "vae_ch160v4096z32.pth"
 TRANSFORMER_FILE = "var_d{depth}.pth"
 DEPTHS = (16, 20, 24, 30, 36)
 
 # Recomputed from the schedule or constant; a file may have them or not.
-_BUFFERS = re.compile(r"^(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias|quantize\.ema_vocab_hit_SV)$")
+_BUFFERS = re.compile(
+    r"^(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias|quantize\.ema_vocab_hit_SV)$"
+)
 _TRANSFORMER_NEST = ("trainer", "var_wo_ddp")
 _TOKENIZER_NEST = ("trainer", "vae_local")
 
 PatchNums = Sequence[int | Grid]
 
 
-def find_files(
-    transformer: str | Path, tokenizer: str | Path | None, depth: int | None
-) -> tuple[Path, Path]:
+def find_files(transformer: str | Path, tokenizer: str | Path | None, depth: int | None) -> tuple[Path, Path]:
     """The two files from paths, a folder that holds them, or a hub id."""
     path = Path(transformer)
     if path.is_dir():
@@ -44,10 +45,13 @@ def find_files(
         return chosen, _beside(chosen, tokenizer)
     if path.is_file():
         return path, _beside(path, tokenizer)
-    if path.suffix or path.is_absolute() or len(path.parts) != 2:
+    if not is_repo_id(str(transformer)):
         raise CheckpointError(f"no such file or folder: {str(transformer)!r}")
     if depth not in DEPTHS:
-        raise CheckpointError(f"which depth of {transformer}? depth must be one of {DEPTHS}, got {depth}")
+        raise CheckpointError(
+            f"{str(transformer)!r} is no file or folder here; for a hub repository, depth must be one of "
+            f"{DEPTHS}, got {depth}"
+        )
     repo = str(transformer)
     vae = Path(tokenizer) if tokenizer else download(repo, TOKENIZER_FILE)
     return download(repo, TRANSFORMER_FILE.format(depth=depth)), vae
@@ -59,7 +63,9 @@ def _pick_depth(folder: Path, depth: int | None) -> Path:
     found = sorted(folder.glob("var_d*.pth"))
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
-        raise CheckpointError(f"{str(folder)!r} should hold one var_d*.pth, found {names}; say which with depth=")
+        raise CheckpointError(
+            f"{str(folder)!r} should hold one var_d*.pth, found {names}; say which with depth="
+        )
     return found[0]
 
 
@@ -80,33 +86,31 @@ def load_transformer(path: Path, placement: Placement, patch_nums: PatchNums | N
     Raises CheckpointError before anything is allocated if names or shapes are not those of a VAR transformer.
     """
     config = infer_transformer(read_weights(path, unwrap=_TRANSFORMER_NEST, meta=True), path, patch_nums)
-    tensors = _parameters(read_weights(path, unwrap=_TRANSFORMER_NEST))
-    model = build(
-        lambda: VARTransformer(config),
-        tensors,
-        source=path.name,
-        dtype=placement.dtype,
-        device=placement.device,
-        hint="Is it a VAR transformer (var_d*.pth), whole and unmodified?",
-    )
-    assert_type: VARTransformer = model  # type: ignore[assignment]
-    return assert_type
+    hint = "Is it a VAR transformer (var_d*.pth), whole and unmodified?"
+    return _load(lambda: VARTransformer(config), path, _TRANSFORMER_NEST, placement, hint)
 
 
 def load_tokenizer(path: Path, placement: Placement, patch_nums: PatchNums) -> VARTokenizer:
-    """An official tokenizer file -> the model, in evaluation mode."""
+    """An official tokenizer file -> the model, in evaluation mode.
+
+    patch_nums: side of every scale; a tokenizer file does not tell, its transformer does.
+    Raises CheckpointError before anything is allocated if names or shapes are not those of VAR's tokenizer.
+    """
     config = infer_tokenizer(read_weights(path, unwrap=_TOKENIZER_NEST, meta=True), path, patch_nums)
-    tensors = _parameters(read_weights(path, unwrap=_TOKENIZER_NEST))
-    model = build(
-        lambda: VARTokenizer(config),
-        tensors,
-        source=path.name,
-        dtype=placement.dtype,
-        device=placement.device,
-        hint="Is it VAR's tokenizer (vae_ch160v4096z32.pth), whole and unmodified?",
-    )
-    assert_type: VARTokenizer = model  # type: ignore[assignment]
-    return assert_type
+    hint = "Is it VAR's tokenizer (vae_ch160v4096z32.pth), whole and unmodified?"
+    return _load(lambda: VARTokenizer(config), path, _TOKENIZER_NEST, placement, hint)
+
+
+def _load(
+    make: Callable[[], Module], path: Path, nest: Sequence[str], placement: Placement, hint: str
+) -> Module:
+    """Compare names and shapes, and only then read the file."""
+    with torch.device("meta"):
+        expected = make()
+    shapes = _parameters(read_weights(path, unwrap=nest, meta=True))
+    check_shapes(expected, shapes, source=path.name, hint=hint)
+    tensors = _parameters(read_weights(path, unwrap=nest))
+    return build(make, tensors, source=path.name, dtype=placement.dtype, device=placement.device, hint=hint)
 
 
 def _parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -117,22 +121,25 @@ def infer_transformer(
     shapes: Mapping[str, Tensor], path: Path, patch_nums: PatchNums | None = None
 ) -> VARTransformerConfig:
     """Sizes and flags from names and shapes (meta tensors will do)."""
-    needed = ("pos_start", "pos_1LC", "word_embed.weight", "class_emb.weight", "lvl_embed.weight", "head.weight")
-    _require(shapes, (*needed, "blocks.0.ffn.fc1.weight"), path, "a VAR transformer (var_d*.pth)")
+    needed = {"pos_start": 3, "pos_1LC": 3, "word_embed.weight": 2, "class_emb.weight": 2}
+    needed |= {"lvl_embed.weight": 2, "head.weight": 2, "blocks.0.ffn.fc1.weight": 2}
+    _require(shapes, needed, path, "a VAR transformer (var_d*.pth)")
     width = shapes["pos_start"].shape[-1]
     temperature = shapes.get("blocks.0.attn.scale_mul_1H11")
-    return VARTransformerConfig(
-        vocab_size=shapes["head.weight"].shape[0],
-        z_channels=shapes["word_embed.weight"].shape[1],
-        num_classes=shapes["class_emb.weight"].shape[0] - 1,
-        depth=1 + max(int(m[1]) for k in shapes if (m := re.match(r"blocks\.(\d+)\.", k))),
-        embed_dim=width,
-        num_heads=None if temperature is None else temperature.shape[1],
-        mlp_ratio=shapes["blocks.0.ffn.fc1.weight"].shape[0] / width,
-        shared_aln="shared_ada_lin.1.weight" in shapes,
-        attn_l2_norm=temperature is not None,
-        patch_nums=tuple(_patch_nums(shapes, path, patch_nums)),
-    )
+    sides = tuple(_patch_nums(shapes, path, patch_nums))
+    with _as_checkpoint_error(path):
+        return VARTransformerConfig(
+            vocab_size=shapes["head.weight"].shape[0],
+            z_channels=shapes["word_embed.weight"].shape[1],
+            num_classes=shapes["class_emb.weight"].shape[0] - 1,
+            depth=_count(shapes, r"blocks\.(\d+)\."),
+            embed_dim=width,
+            num_heads=None if temperature is None else temperature.numel(),
+            mlp_ratio=shapes["blocks.0.ffn.fc1.weight"].shape[0] / width,
+            shared_aln="shared_ada_lin.1.weight" in shapes,
+            attn_l2_norm=temperature is not None,
+            patch_nums=sides,
+        )
 
 
 def _patch_nums(shapes: Mapping[str, Tensor], path: Path, given: PatchNums | None) -> PatchNums:
@@ -142,15 +149,16 @@ def _patch_nums(shapes: Mapping[str, Tensor], path: Path, given: PatchNums | Non
         schedule = ScaleSchedule.from_sides(given)
         if (schedule.num_steps, schedule.num_tokens) != (steps, length):
             raise CheckpointError(
-                f"patch_nums {list(given)} make {schedule.num_steps} scales and {schedule.num_tokens} tokens, but "
-                f"{path.name} has {steps} scales and {length} tokens"
+                f"patch_nums {list(given)} make {schedule.num_steps} scales and {schedule.num_tokens} "
+                f"tokens, but {path.name} has {steps} scales and {length} tokens"
             )
         return given
     if "lvl_1L" in shapes:
-        level = read_weights(path, unwrap=_TRANSFORMER_NEST)["lvl_1L"]
-        counts = torch.bincount(level.flatten().long()).tolist()
+        level = read_weights(path, unwrap=_TRANSFORMER_NEST)["lvl_1L"].flatten().long()
+        counts = level.clamp(min=0).bincount().tolist()  # tokens of every scale
         sides = [math.isqrt(n) for n in counts]
-        if [s * s for s in sides] == counts:
+        fits = (len(counts), sum(counts)) == (steps, length) and counts == sorted(counts)
+        if fits and [s * s for s in sides] == counts:
             return sides
     for sides_known in PRESETS.values():
         if (len(sides_known), sum(p * p for p in sides_known)) == (steps, length):
@@ -161,40 +169,60 @@ def _patch_nums(shapes: Mapping[str, Tensor], path: Path, given: PatchNums | Non
     )
 
 
-def infer_tokenizer(
-    shapes: Mapping[str, Tensor], path: Path, patch_nums: PatchNums
-) -> VARTokenizerConfig:
-    """Sizes from names and shapes (meta tensors will do); the mixing ratio of phi is not in a file, it is 0.5."""
-    needed = ("encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight")
-    _require(shapes, needed, path, "VAR's tokenizer (vae_ch160v4096z32.pth)")
+def infer_tokenizer(shapes: Mapping[str, Tensor], path: Path, patch_nums: PatchNums) -> VARTokenizerConfig:
+    """Sizes from names and shapes (meta tensors will do).
+
+    What tensors cannot tell has the published value: the mixing ratio of phi is 0.5, codes are chosen by
+    Euclidean distance.
+    """
+    levels = max(_count(shapes, r"encoder\.down\.(\d+)\."), 1)
+    first_convs = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
+    needed = {"encoder.conv_in.weight": 4, "quant_conv.weight": 4, "quantize.embedding.weight": 2}
+    _require(shapes, needed | dict.fromkeys(first_convs, 4), path, "VAR's tokenizer (vae_ch160v4096z32.pth)")
     ch, in_channels = shapes["encoder.conv_in.weight"].shape[:2]
-    levels = _count(shapes, r"encoder\.down\.(\d+)\.")
     vocab_size, z_channels = shapes["quantize.embedding.weight"].shape
     shared = _count(shapes, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
     own = _count(shapes, r"quantize\.quant_resi\.(\d+)\.")
     single = "quantize.quant_resi.qresi.weight" in shapes
-    return VARTokenizerConfig(
-        vocab_size=vocab_size,
-        z_channels=z_channels,
-        ch=ch,
-        ch_mult=tuple(shapes[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] // ch for i in range(levels)),
-        num_res_blocks=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
-        in_channels=in_channels,
-        quant_conv_ks=shapes["quant_conv.weight"].shape[-1],
-        quant_resi=0.5 if shared or own or single else 0.0,
-        share_quant_resi=1 if single else shared,
-        patch_nums=tuple(patch_nums),
-    )
+    with _as_checkpoint_error(path):
+        return VARTokenizerConfig(
+            vocab_size=vocab_size,
+            z_channels=z_channels,
+            ch=ch,
+            ch_mult=tuple(shapes[name].shape[0] // ch for name in first_convs),
+            num_res_blocks=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+            in_channels=in_channels,
+            quant_conv_ks=shapes["quant_conv.weight"].shape[-1],
+            quant_resi=0.5 if shared or own or single else 0.0,
+            share_quant_resi=1 if single else shared,
+            patch_nums=tuple(patch_nums),
+        )
 
 
 def _count(shapes: Mapping[str, Tensor], pattern: str) -> int:
     return len({m[1] for k in shapes if (m := re.match(pattern, k))})
 
 
-def _require(shapes: Mapping[str, Tensor], names: Sequence[str], path: Path, what: str) -> None:
-    absent = [n for n in names if n not in shapes]
+def _require(shapes: Mapping[str, Tensor], needed: Mapping[str, int], path: Path, what: str) -> None:
+    """The tensors that sizes are read from, by name and number of axes, are there and not empty."""
+    absent = [n for n in needed if n not in shapes]
     if absent:
         raise CheckpointError(
             f"{path.name} is not {what}: it lacks {', '.join(absent[:4])}; "
             f"its first names are {', '.join(list(shapes)[:4])}"
         )
+    for name, axes in needed.items():
+        if shapes[name].ndim != axes or not shapes[name].numel():
+            raise CheckpointError(
+                f"{path.name} is not {what}: {name} has the shape {tuple(shapes[name].shape)}, "
+                f"expected {axes} axes, none of them empty"
+            )
+
+
+@contextmanager
+def _as_checkpoint_error(path: Path) -> Iterator[None]:
+    """Sizes that no model can have are the file's fault, not an argument's."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise CheckpointError(f"{path.name} holds sizes that do not make a model: {error}") from None

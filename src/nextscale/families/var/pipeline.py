@@ -28,6 +28,7 @@ from nextscale.generation.request import (
     resolve_seeds,
     resolve_ssg,
     spans,
+    with_values,
 )
 from nextscale.generation.tokens import Drawer, Filters, Sampler
 from nextscale.guidance.base import GuidanceChain
@@ -52,8 +53,8 @@ class VARPipeline:
 
     transformer, tokenizer: the two models; their schedules and code widths must agree.
     class_names: one per class, for labels given by name; may be empty.
-    defaults: ``guidance_scale``, ``top_k``, ``top_p``, ``temperature`` and ``ssg`` (a mapping with ``beta``) for
-        calls that do not name them.
+    defaults: ``guidance_scale``, ``top_k``, ``top_p``, ``temperature`` and ``ssg`` (a mapping with ``beta``)
+        for calls that do not name them.
     """
 
     def __init__(
@@ -98,9 +99,13 @@ class VARPipeline:
         folder, placement = locate(name), place(device, dtype)
         config = read_config(folder)
         if config.get("family") != FAMILY:
-            raise CheckpointError(f"{str(name)!r} is a model of the family {config.get('family')!r}, not {FAMILY!r}")
+            raise CheckpointError(
+                f"{str(name)!r} is a model of the family {config.get('family')!r}, not {FAMILY!r}"
+            )
         return cls(
-            load_module(lambda c: VARTransformer(VARTransformerConfig(**c)), folder / "transformer", placement),
+            load_module(
+                lambda c: VARTransformer(VARTransformerConfig(**c)), folder / "transformer", placement
+            ),
             load_module(lambda c: VARTokenizer(VARTokenizerConfig(**c)), folder / "tokenizer", placement),
             class_names=config.get("class_names", ()),
             defaults=config.get("defaults"),
@@ -169,7 +174,7 @@ class VARPipeline:
 
     # ------------------------------------------------------------------ generation
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         labels: Label | Sequence[Label],
@@ -190,8 +195,8 @@ class VARPipeline:
         """One picture per label.
 
         labels: class numbers or names, mixed as you like; -1 is "no class".
-        guidance_scale: t at the last step of ``(1 + t) cond - t uncond``; it rises linearly from 0. A list gives
-            t for every step. 0 turns classifier-free guidance off, and its cost with it.
+        guidance_scale: t at the last step of ``(1 + t) cond - t uncond``; it rises linearly from 0. A list
+            gives t for every step. 0 turns classifier-free guidance off, and its cost with it.
         ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off.
         top_k, top_p, min_p, temperature: see :class:`~nextscale.generation.tokens.Filters`.
         more_smooth: mix codes instead of drawing them (VAR's option for looks; not for measuring).
@@ -207,7 +212,8 @@ class VARPipeline:
         numbers = resolve_labels(labels, self.class_names, self.transformer.config.num_classes)
         seeds = resolve_seeds(seed, len(numbers))
         scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
-        cfg, spatial = resolve_cfg(scale, "extra"), resolve_ssg(ssg, self.defaults)
+        cfg = with_values(resolve_cfg(scale, "extra"), self.schedule.grids)
+        spatial = with_values(resolve_ssg(ssg, self.defaults), self.schedule.grids)
         filters = self._filters(top_k, top_p, min_p, temperature)
         guidance = GuidanceChain([cfg, spatial])
         images, tokens = [], []
@@ -242,9 +248,13 @@ class VARPipeline:
         return GenerationOutput(convert_images(torch.cat(images), output_type), merged, seeds, settings)
 
     def _filters(
-        self, top_k: int | None, top_p: float | None, min_p: float, temperature: float | Sequence[float] | None
+        self,
+        top_k: int | None,
+        top_p: float | None,
+        min_p: float,
+        temperature: float | Sequence[float] | None,
     ) -> Filters:
-        given = {"top_k": top_k, "top_p": top_p, "temperature": temperature}
+        given: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "temperature": temperature}
         chosen = {k: self.defaults[k] if v is None else v for k, v in given.items()}
         filters = Filters(min_p=min_p, **chosen)
         filters.check(vocab_size=self.transformer.config.vocab_size, num_steps=self.schedule.num_steps)
@@ -256,7 +266,9 @@ class VARPipeline:
 
     # ------------------------------------------------------------------ looking at real pictures
 
-    def reconstruct(self, images: Tensor | Image.Image | Sequence[Image.Image], output_type: OutputType = "pil") -> Any:
+    def reconstruct(
+        self, images: Tensor | Image.Image | Sequence[Image.Image], output_type: OutputType = "pil"
+    ) -> Any:
         """Pictures through the tokenizer and back.
 
         images: a tensor ``(B, 3, H, W)`` in [-1, 1], or PIL images of the model's size.
@@ -264,7 +276,7 @@ class VARPipeline:
         check_output_type(output_type)
         return convert_images(self.tokenizer.decode(self.tokenizer.encode(self._pixels(images))), output_type)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def log_likelihood(
         self, images: Tensor | Image.Image | Sequence[Image.Image], labels: Label | Sequence[Label]
     ) -> Tensor:
@@ -286,9 +298,15 @@ class VARPipeline:
         if isinstance(images, Tensor):
             return images
         pictures = [images] if isinstance(images, Image.Image) else list(images)
+        if not pictures:
+            raise InvalidArgumentError("no pictures were given")
         h, w = self.image_size
         wrong = next((p.size for p in pictures if p.size != (w, h)), None)
         if wrong is not None:
-            raise InvalidArgumentError(f"pictures must be {w}x{h} pixels for this model, got {wrong[0]}x{wrong[1]}")
-        stacked = [torch.frombuffer(bytearray(p.convert("RGB").tobytes()), dtype=torch.uint8) for p in pictures]
+            raise InvalidArgumentError(
+                f"pictures must be {w}x{h} pixels for this model, got {wrong[0]}x{wrong[1]}"
+            )
+        stacked = [
+            torch.frombuffer(bytearray(p.convert("RGB").tobytes()), dtype=torch.uint8) for p in pictures
+        ]
         return torch.stack(stacked).view(-1, h, w, 3).permute(0, 3, 1, 2).float() / 127.5 - 1

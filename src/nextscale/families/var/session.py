@@ -29,7 +29,8 @@ class VARSession:
         branches: tuple[str, ...] = (CONDITIONAL,),
         smooth: SoftCodes | None = None,
     ) -> None:
-        self.transformer, self.tokenizer, self.branches, self.smooth = transformer, tokenizer, branches, smooth
+        self.transformer, self.tokenizer = transformer, tokenizer
+        self.branches, self.smooth = branches, smooth
         config, schedule = transformer.config, transformer.schedule
         null = torch.full_like(labels, transformer.null_label)
         rows = torch.cat([{CONDITIONAL: labels, UNCONDITIONAL: null}[b] for b in branches])

@@ -101,12 +101,17 @@ class VARTokenizer(nn.Module):
         return self.config.schedule
 
     def features(self, images: Tensor) -> Tensor:
-        """Pictures ``(B, 3, H, W)`` in [-1, 1] -> the latent that gets quantized, ``(B, z, P, P)`` float32."""
+        """Pictures ``(B, 3, H, W)`` in [-1, 1] -> what gets quantized, ``(B, z, P, P)`` float32."""
         r = self.config.reduction
-        if images.ndim != 4 or images.shape[1] != self.config.in_channels or any(s % r for s in images.shape[2:]):
+        if (
+            not images.is_floating_point()
+            or images.ndim != 4
+            or images.shape[1] != self.config.in_channels
+            or any(s % r for s in images.shape[2:])
+        ):
             raise InvalidArgumentError(
-                f"expected images (B, {self.config.in_channels}, H, W) with sides that are multiples of {r}, "
-                f"got {tuple(images.shape)}"
+                f"expected floating-point images (B, {self.config.in_channels}, H, W) in [-1, 1] with sides "
+                f"that are multiples of {r}, got {images.dtype} {tuple(images.shape)}"
             )
         f: Tensor = self.quant_conv(self.encoder(images.to(self.device, self.dtype)))
         return f.float()
@@ -123,21 +128,21 @@ class VARTokenizer(nn.Module):
             )
         return list(self.quantize.residual_chain(f, schedule))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, images: Tensor, schedule: ScaleSchedule | None = None) -> list[Tensor]:
         """Pictures ``(B, 3, H, W)`` in [-1, 1] -> one int64 ``(B, h, w)`` tensor per step.
 
-        schedule: another list of scales than the tokenizer's own, as for another resolution; its last grid must
-            be the size of the latent.
+        schedule: another list of scales than the tokenizer's own, as for another resolution; its last grid
+            must be the size of the latent.
         """
         return [q.tokens for q in self.quantized(images, schedule)]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, tokens: Sequence[Tensor]) -> Tensor:
         """Token maps, one ``(B, h, w)`` tensor per step -> pictures ``(B, 3, H, W)`` float32 in [-1, 1]."""
         return self.decode_latent(self.partial_sums(tokens)[-1])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_progressive(self, tokens: Sequence[Tensor]) -> list[Tensor]:
         """The picture after every step, each ``(B, 3, H, W)``: the coarse-to-fine story of one generation."""
         return [self.decode_latent(f_hat) for f_hat in self.partial_sums(tokens)]
@@ -186,7 +191,8 @@ class VARTokenizer(nn.Module):
         f = self.features(images)
         chain = list(self.quantize.residual_chain(f))
         losses = [
-            F.mse_loss(q.f_hat, f.detach()) + self.config.beta * F.mse_loss(f, q.f_hat.detach()) for q in chain
+            F.mse_loss(q.f_hat, f.detach()) + self.config.beta * F.mse_loss(f, q.f_hat.detach())
+            for q in chain
         ]
         straight_through = f + (chain[-1].f_hat - f).detach()
         recon: Tensor = self.decoder(self.post_quant_conv(straight_through.to(self.dtype)))

@@ -1,6 +1,7 @@
 """VAR's transformer: logits for all tokens of a scale, given the class and the coarser scales.
 
-Source: Tian et al. 2024 (arXiv 2404.02905). Parameter names are the keys of the published files ``var_d*.pth``.
+Source: Tian et al. 2024 (arXiv 2404.02905). Parameter names are the keys of the published files
+``var_d*.pth``.
 """
 
 from __future__ import annotations
@@ -69,11 +70,11 @@ class AdaLinear(nn.Sequential):
     """Condition vector ``(B, C)`` -> ``count`` modulation vectors ``(B, 1, count, C)``."""
 
     def __init__(self, dim: int, count: int) -> None:
-        super().__init__(nn.SiLU(), nn.Linear(dim, count * dim))
+        super().__init__(nn.SiLU(), nn.Linear(dim, count * dim))  # the key of the projection ends in ".1"
         self.count = count
 
     def forward(self, condition: Tensor) -> Tensor:
-        result: Tensor = super().forward(condition)
+        result: Tensor = self[1](self[0](condition))
         return result.view(len(condition), 1, self.count, -1)
 
 
@@ -209,8 +210,8 @@ class VARTransformer(nn.Module):
 
         labels: int64 ``(B,)`` in 0..num_classes, the last meaning "no class". Labels are never dropped here;
             training does that before it calls.
-        inputs: ``(B, L - L_0, z)``, what :meth:`VARTokenizer.next_inputs` returns. A prefix that ends at a whole
-            step is accepted and gives the logits of that prefix.
+        inputs: ``(B, L - L_0, z)``, what :meth:`VARTokenizer.next_inputs` returns. A prefix that ends at a
+            whole step is accepted and gives the logits of that prefix.
         """
         steps = self._steps_of(inputs)
         condition = self.class_emb(self.check_labels(labels))
@@ -239,7 +240,7 @@ class VARTransformer(nn.Module):
         return condition[:, None] + positions
 
     def embed(self, inputs: Tensor, steps: Sequence[int]) -> Tensor:
-        """Next-scale inputs ``(B, l, z)`` of consecutive steps -> ``(B, l, C)`` with scale and position added."""
+        """Next-scale inputs ``(B, l, z)`` of consecutive steps -> ``(B, l, C)``, scale and position added."""
         schedule = self.schedule
         span = slice(schedule.span(steps[0]).start, schedule.span(steps[-1]).stop)
         lengths = torch.tensor([schedule.lengths[s] for s in steps])

@@ -1,0 +1,123 @@
+"""The entry point: finds the command, and turns what goes wrong into one line on stderr.
+
+Nothing here, and nothing the command modules import at their top, loads torch, numpy or Pillow, so that
+``--help`` and mistyped options answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.main import get_command
+
+from nextscale import __version__
+from nextscale.cli.help import NAMES, Group
+from nextscale.errors import NextscaleError
+
+BAD_INPUT, FAILED, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
+
+COMMANDS = ("generate", "compare", "info", "convert", "train")
+"""In the order of the help text; each is the module of that name beside this one, with an ``app``."""
+
+# Recent versions of typer carry their own click; this is the base of usage errors with and without.
+_UsageProblem: type[BaseException] = typer.BadParameter.__mro__[2]
+
+EPILOG = """\
+nextscale generate horse ship --ssg 0.6
+nextscale compare --output demo.png
+nextscale info cifar10
+nextscale train --help
+"""
+
+
+class LazyCommands(Group):
+    """A group whose commands are imported when they are needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.commands:
+            # For an unknown name all are imported, so that typer can suggest similar ones.
+            for name in (cmd_name,) if cmd_name in COMMANDS else COMMANDS:
+                command = get_command(import_module(f"nextscale.cli.{name}").app)
+                command.name = name
+                self.commands.setdefault(name, command)
+        return self.commands.get(cmd_name)
+
+
+app = typer.Typer(
+    cls=LazyCommands,
+    invoke_without_command=True,
+    epilog=EPILOG,
+    rich_markup_mode=None,
+    context_settings=NAMES,
+)
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and stop."),
+) -> None:
+    """Next-scale (VAR) image generation with Scaled Spatial Guidance."""
+    if version:
+        print(f"nextscale {__version__}")
+    elif ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code.
+
+    0: done. 2: bad input, with one line ``error: …`` on stderr. 1: the machine failed (a full disk, say).
+    130: interrupted.
+    """
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        code = get_command(app).main(arguments, prog_name="nextscale", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except _UsageProblem as problem:
+        message = getattr(problem, "format_message", problem.__str__)()
+        return _complain(f"{message}{_help_hint(problem)}")
+    except NextscaleError as error:
+        return _complain(str(error))
+    except OSError as error:
+        _complain(str(error))
+        return FAILED
+    if code == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _help_hint(problem: BaseException) -> str:
+    path = getattr(getattr(problem, "ctx", None), "command_path", None)
+    return f" (see {path} --help)" if path else ""
+
+
+if __name__ == "__main__":
+    main()

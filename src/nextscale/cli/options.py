@@ -1,0 +1,215 @@
+"""The options that `generate` and `compare` share, and the reading of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nextscale.errors import InvalidArgumentError
+
+_MODEL, _SSG, _DRAW, _OUT = "Model", "Scaled Spatial Guidance", "Drawing", "Output"
+
+
+def _option(panel: str, *names: str, help: str, metavar: str | None = None) -> typer.models.OptionInfo:
+    info: typer.models.OptionInfo = typer.Option(
+        *names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False
+    )
+    return info
+
+
+Model = Annotated[
+    str | None,
+    _option(
+        _MODEL,
+        "--model",
+        "-m",
+        metavar="NAME_OR_PATH",
+        help="An embedded name, a model folder, or a hub id; also a folder or hub id of official VAR files. "
+        "Default: cifar10.",
+    ),
+]
+Transformer = Annotated[
+    Path | None,
+    _option(_MODEL, "--transformer", metavar="FILE", help="An official transformer file, var_d*.pth."),
+]
+Tokenizer = Annotated[
+    Path | None,
+    _option(
+        _MODEL,
+        "--tokenizer",
+        metavar="FILE",
+        help="The official tokenizer file, vae_ch160v4096z32.pth; looked for beside the transformer.",
+    ),
+]
+Depth = Annotated[
+    int | None,
+    _option(_MODEL, "--depth", metavar="N", help="Which official transformer: 16, 20, 24, 30 or 36."),
+]
+PatchNums = Annotated[
+    str | None,
+    _option(
+        _MODEL,
+        "--patch-nums",
+        metavar="1,2,…",
+        help="Sides of the scales, only for official files of unusual scales that the tensors cannot tell.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    _option(_MODEL, "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps or auto. Default: auto."),
+]
+Dtype = Annotated[
+    str | None,
+    _option(_MODEL, "--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16. Default: auto."),
+]
+
+SSGSchedule = Annotated[
+    str | None,
+    _option(
+        _SSG,
+        "--ssg-schedule",
+        metavar="NAME",
+        help="How the strength is spread over the steps: constant, linear, cosine or bandwidth.",
+    ),
+]
+Prior = Annotated[
+    str | None,
+    _option(
+        _SSG,
+        "--prior",
+        metavar="KIND",
+        help="How the step before is enlarged: dse, dct, bilinear or nearest.",
+    ),
+]
+Norm = Annotated[
+    str | None,
+    _option(_SSG, "--norm", metavar="NAME", help="Normalisation of the prior: ortho, forward or backward."),
+]
+Remember = Annotated[
+    str | None,
+    _option(
+        _SSG,
+        "--remember",
+        metavar="WHICH",
+        help="The logits the next prior is made from: unguided or guided.",
+    ),
+]
+Start = Annotated[int | None, _option(_SSG, "--ssg-start", metavar="STEP", help="First guided step, from 1.")]
+Stop = Annotated[
+    int | None, _option(_SSG, "--ssg-stop", metavar="STEP", help="Step before which guidance ends.")
+]
+
+Seed = Annotated[
+    str | None,
+    _option(
+        _DRAW,
+        "--seed",
+        metavar="N",
+        help="7 gives the pictures the seeds 7, 8, 9, …; 7,3,5 gives each its own.",
+    ),
+]
+Count = Annotated[int | None, _option(_DRAW, "--count", "-n", metavar="N", help="Pictures per label.")]
+GuidanceScale = Annotated[
+    str | None,
+    _option(
+        _DRAW,
+        "--guidance-scale",
+        "-g",
+        metavar="T",
+        help="Strength of classifier-free guidance at the last step, or one number per step; 0 is off.",
+    ),
+]
+TopK = Annotated[
+    int | None, _option(_DRAW, "--top-k", metavar="K", help="Draw from the K likeliest tokens; 0 is all.")
+]
+TopP = Annotated[
+    float | None,
+    _option(_DRAW, "--top-p", metavar="P", help="Draw from the likeliest tokens that reach P together."),
+]
+MinP = Annotated[
+    float | None,
+    _option(
+        _DRAW, "--min-p", metavar="P", help="Draw from tokens at least P times as likely as the likeliest."
+    ),
+]
+Temperature = Annotated[
+    str | None,
+    _option(
+        _DRAW, "--temperature", metavar="T", help="Logits are divided by it; one number, or one per step."
+    ),
+]
+Sampler = Annotated[
+    str | None,
+    _option(
+        _DRAW,
+        "--sampler",
+        metavar="NAME",
+        help="paired (a picture depends on its seed alone), greedy, or multinomial (as the official code).",
+    ),
+]
+MoreSmooth = Annotated[
+    bool | None,
+    _option(_DRAW, "--more-smooth/--no-more-smooth", help="Mix codes instead of drawing them: for looks."),
+]
+BatchSize = Annotated[
+    int | None, _option(_DRAW, "--batch-size", "-b", metavar="N", help="Pictures made at once. Default: 16.")
+]
+
+Separate = Annotated[
+    Path | None,
+    _option(
+        _OUT, "--separate", metavar="DIR", help="Also write every picture as a file of its own, unscaled."
+    ),
+]
+From = Annotated[
+    Path | None,
+    _option(
+        _OUT,
+        "--from",
+        metavar="PICTURE",
+        help="Take all settings and seeds from a picture that nextscale wrote; other options override them.",
+    ),
+]
+Zoom = Annotated[
+    int | None,
+    _option(_OUT, "--zoom", metavar="N", help="Enlarge pixels to N x N. Default: more for smaller pictures."),
+]
+
+
+def read_numbers(text: str, option: str) -> float | list[float]:
+    """``"0.6"`` as a number, ``"0,0.3,0.6"`` as a list of them.
+
+    Raises InvalidArgumentError naming the option and the text.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidArgumentError(
+            f"{option} takes a number, or several separated by commas; got {text!r}"
+        ) from None
+    return values if len(values) > 1 else values[0]
+
+
+def read_whole_numbers(text: str, option: str) -> list[int]:
+    """``"7"`` or ``"7,3,5"``. Raises InvalidArgumentError naming the option and the text."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InvalidArgumentError(
+            f"{option} takes a whole number, or several separated by commas; got {text!r}"
+        ) from None
+
+
+def require_positive(numbers: Mapping[str, int | None]) -> None:
+    """Raises InvalidArgumentError, naming the option, for a number below 1; ``None``, not given, is fine."""
+    for option, value in numbers.items():
+        if value is not None and value < 1:
+            raise InvalidArgumentError(f"{option} must be at least 1, got {value}")
+
+
+def split_arms(texts: Sequence[str]) -> list[str]:
+    """``["0", "0.3,0.6"]`` as ``["0", "0.3", "0.6"]``: the option may be repeated and may hold commas."""
+    return [part.strip() for text in texts for part in text.split(",")]

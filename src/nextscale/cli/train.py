@@ -1,0 +1,250 @@
+"""``nextscale train``: the recipes, with a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nextscale.cli import options
+from nextscale.cli.help import NAMES, Command, Group
+from nextscale.cli.pictures import check_folder
+from nextscale.cli.progress import TrainingBar, TrainingLines, note, on_terminal
+from nextscale.errors import InvalidArgumentError, NextscaleError
+
+DATA_HELP = "A folder of pictures, a parquet file or a folder of them, or a datasets id."
+FILES = {
+    "checkpoint.pt": "to resume from",
+    "log.jsonl": "every figure",
+    "config.json": "a complete model: --model",
+}
+
+
+def _epilog(*examples: str) -> str:
+    return "\n".join(examples)
+
+
+app = typer.Typer(
+    cls=Group,
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=False,
+    context_settings=NAMES,
+    epilog=_epilog(
+        "nextscale train tokenizer data/cifar10 -o runs/tokenizer",
+        "nextscale train transformer data/cifar10 --tokenizer runs/tokenizer -o runs/model",
+        "nextscale generate --model runs/model",
+    ),
+)
+
+Data = Annotated[str, typer.Argument(metavar="DATA", help=DATA_HELP)]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="DIR",
+        help="Where weights, checkpoint and log go. Default: runs/KIND.",
+        show_default=False,
+    ),
+]
+Recipe = Annotated[
+    str,
+    typer.Option("--recipe", metavar="NAME", help="Sizes and settings: cifar10, or tiny to try things out."),
+]
+HeldOut = Annotated[
+    str | None,
+    typer.Option(
+        "--held-out",
+        metavar="DATA",
+        help="Data to measure on. Default: the test split, or a part of DATA.",
+        show_default=False,
+    ),
+]
+Fresh = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoint in the output folder.")
+]
+
+
+def _setting(name: str, metavar: str, help: str) -> Any:
+    return typer.Option(
+        name,
+        metavar=metavar,
+        help=f"{help} Default: the recipe's.",
+        rich_help_panel="Settings",
+        show_default=False,
+    )
+
+
+Images = Annotated[int | None, _setting("--images", "N", "Pictures to see in all, repeats included.")]
+BatchSize = Annotated[int | None, _setting("--batch-size", "N", "Pictures per iteration.")]
+Rate = Annotated[float | None, _setting("--lr", "X", "Peak learning rate.")]
+Dtype = Annotated[str | None, _setting("--dtype", "NAME", "Autocast: auto, float32 or bfloat16.")]
+Seed = Annotated[int | None, _setting("--seed", "N", "Of everything random.")]
+Compile = Annotated[bool | None, _setting("--compile/--no-compile", "", "Use torch.compile.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="cpu, cuda, mps or auto.", rich_help_panel="Settings")
+]
+
+
+@app.callback(invoke_without_command=True)
+def train(ctx: typer.Context) -> None:
+    """Train a tokenizer, a transformer or a classifier.
+
+    A run that was stopped goes on when the same command is given again.
+    """
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+@app.command(
+    cls=Command,
+    context_settings=NAMES,
+    epilog=_epilog(
+        "nextscale train tokenizer data/cifar10",
+        "nextscale train tokenizer pictures --size 64 -o runs/mine --images 2000000",
+    ),
+)
+def tokenizer(
+    data: Data,
+    output: Output = None,
+    size: Annotated[int, typer.Option("--size", metavar="PIXELS", help="Side of the pictures.")] = 32,
+    recipe: Recipe = "cifar10",
+    held_out: HeldOut = None,
+    resume: Fresh = True,
+    images: Images = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    compile: Compile = None,
+    device: Device = "auto",
+) -> None:
+    """Train a tokenizer: pictures to token maps and back.
+
+    Reports codebook usage and reconstruction error per scale.
+    """
+    options.require_positive({"--size": size})
+    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, compile, device)
+    _train("tokenizer", data, output, size=size, **settings)
+
+
+@app.command(
+    cls=Command,
+    context_settings=NAMES,
+    epilog=_epilog(
+        "nextscale train transformer data/cifar10 --tokenizer runs/tokenizer -o runs/model",
+        "nextscale generate --model runs/model",
+    ),
+)
+def transformer(
+    data: Data,
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", metavar="DIR", help="A run's folder, or a model's name.")
+    ],
+    output: Output = None,
+    recipe: Recipe = "cifar10",
+    held_out: HeldOut = None,
+    resume: Fresh = True,
+    images: Images = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    compile: Compile = None,
+    device: Device = "auto",
+) -> None:
+    """Train a transformer on token maps; gives a complete model."""
+    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, compile, device)
+    _train("transformer", data, output, tokenizer=tokenizer, **settings)
+
+
+@app.command(
+    cls=Command,
+    context_settings=NAMES,
+    epilog=_epilog("nextscale train classifier data/cifar10 -o runs/classifier"),
+)
+def classifier(
+    data: Data,
+    output: Output = None,
+    recipe: Recipe = "cifar10",
+    held_out: HeldOut = None,
+    resume: Fresh = True,
+    images: Images = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    dtype: Dtype = None,
+    seed: Seed = None,
+    compile: Compile = None,
+    device: Device = "auto",
+) -> None:
+    """Train the small classifier that measures pictures."""
+    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, compile, device)
+    _train("classifier", data, output, **settings)
+
+
+def _settings(
+    recipe: str,
+    held_out: str | None,
+    resume: bool,
+    images: int | None,
+    batch_size: int | None,
+    lr: float | None,
+    dtype: str | None,
+    seed: int | None,
+    compile: bool | None,
+    device: str,
+) -> dict[str, Any]:
+    """What all three kinds take, by the names of the recipes' functions."""
+    return dict(
+        recipe=recipe,
+        held_out=held_out,
+        resume=resume,
+        images=images,
+        batch_size=batch_size,
+        lr=lr,
+        dtype=dtype,
+        seed=seed,
+        compile=compile,
+        device=device,
+    )
+
+
+def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
+    folder = output if output is not None else Path("runs") / kind
+    if folder.is_file():
+        raise InvalidArgumentError(f"{str(folder)!r} is a file; --output takes a folder")
+    if output is not None:
+        check_folder(_nearest_folder(folder))
+    from nextscale.training import recipes
+
+    run: Callable[..., Any] = getattr(recipes, f"train_{kind}")
+    try:
+        with _reporter(f"training the {kind}") as report:
+            run(data, folder, report=report, **arguments)
+    except KeyboardInterrupt:
+        if (folder / "checkpoint.pt").exists():
+            note("stopped; the same command goes on from the last checkpoint")
+        raise
+    except NextscaleError:
+        with contextlib.suppress(OSError):  # what the failed start left: folders without files
+            folder.rmdir()
+        raise
+    print(f"{folder}: the {kind} is trained")
+    for name in sorted(p.name for p in folder.iterdir()):
+        if name in FILES or name == kind:
+            print(f"  {name:16} {FILES.get(name, 'the weights')}")
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The deepest folder on the way to a path that exists; the rest will be made."""
+    path = path.absolute()
+    return path if path.exists() else _nearest_folder(path.parent)
+
+
+def _reporter(text: str) -> AbstractContextManager[Any]:
+    return TrainingBar(text) if on_terminal() else contextlib.nullcontext(TrainingLines())

@@ -1,0 +1,263 @@
+"""What to train and how, by name: every recipe is a function of nothing, and every entry point takes a recipe.
+
+The command line calls the three ``train_*`` functions. A recipe's settings can be overridden one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nextscale.errors import InvalidArgumentError
+from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
+from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
+from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
+from nextscale.nn.placement import Placement, place
+from nextscale.scales import PRESETS
+from nextscale.training.classifier import ClassifierTask
+from nextscale.training.data import ImageSource, open_images, to_float
+from nextscale.training.tokenizer import TokenizerTask
+from nextscale.training.trainer import Reporter, TrainSettings, print_report, train
+from nextscale.training.transformer import TransformerTask, cached_tokens, init_transformer
+from nextscale.weights.layout import load_module, locate
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    config: VARTokenizerConfig
+    settings: TrainSettings
+    flip: bool = True
+    revive_every: int = 100
+
+
+@dataclass(frozen=True)
+class TransformerRecipe:
+    """``config`` gets its vocabulary, code width, scales and classes from the tokenizer and the data."""
+
+    config: VARTransformerConfig
+    settings: TrainSettings
+    flip: bool = True
+    label_dropout: float = 0.1
+    stages: tuple[tuple[float, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassifierRecipe:
+    config: ClassifierConfig
+    settings: TrainSettings
+    shift: int = 2
+    label_smoothing: float = 0.1
+
+
+def cifar10_tokenizer() -> TokenizerRecipe:
+    """The tokenizer of the embedded model: 8x8 latents, six scales, for two CPU cores."""
+    return TokenizerRecipe(
+        VARTokenizerConfig(
+            vocab_size=2048,
+            z_channels=16,
+            ch=16,
+            ch_mult=(1, 2, 4),
+            num_res_blocks=1,
+            norm_groups=8,
+            patch_nums=PRESETS["cifar10"],
+        ),
+        TrainSettings(
+            batch_size=32,
+            images=125_000,
+            lr=2.5e-3,
+            warmup=0.03,
+            weight_decay=0.01,
+            betas=(0.9, 0.99),
+            clip=1.0,
+            ema=0.998,
+        ),
+    )
+
+
+def cifar10_transformer() -> TransformerRecipe:
+    """The transformer of the embedded model; the coarse scales first, where the class is decided."""
+    return TransformerRecipe(
+        VARTransformerConfig(depth=6, embed_dim=192, num_heads=6, drop_path=0.0),
+        TrainSettings(batch_size=64, images=400_000, lr=2e-3, warmup=0.02, betas=(0.9, 0.95), clip=1.0, ema=0.999),
+        stages=((0.35, 4), (0.15, 5)),
+    )
+
+
+def cifar10_classifier() -> ClassifierRecipe:
+    """The classifier whose features are the offline feature space."""
+    return ClassifierRecipe(
+        ClassifierConfig(num_classes=10, widths=(32, 128, 160)),
+        TrainSettings(batch_size=128, images=500_000, lr=6e-3, warmup=0.2, weight_decay=0.05, clip=5.0, ema=0.0),
+    )
+
+
+def tiny_tokenizer() -> TokenizerRecipe:
+    """Seconds instead of hours: for trying out the machinery."""
+    recipe = cifar10_tokenizer()
+    config = replace(recipe.config, vocab_size=64, z_channels=8, ch=8)
+    return replace(recipe, config=config, settings=replace(recipe.settings, batch_size=16, images=320))
+
+
+def tiny_transformer() -> TransformerRecipe:
+    """Seconds instead of hours: for trying out the machinery."""
+    recipe = cifar10_transformer()
+    config = replace(recipe.config, depth=2, embed_dim=32, num_heads=2)
+    return replace(recipe, config=config, settings=replace(recipe.settings, batch_size=16, images=320))
+
+
+def tiny_classifier() -> ClassifierRecipe:
+    """Seconds instead of hours: for trying out the machinery."""
+    recipe = cifar10_classifier()
+    config = replace(recipe.config, widths=(8, 8, 8))
+    return replace(recipe, config=config, settings=replace(recipe.settings, batch_size=16, images=320))
+
+
+RECIPES: Mapping[str, Mapping[str, Callable[[], Any]]] = {
+    "tokenizer": {"cifar10": cifar10_tokenizer, "tiny": tiny_tokenizer},
+    "transformer": {"cifar10": cifar10_transformer, "tiny": tiny_transformer},
+    "classifier": {"cifar10": cifar10_classifier, "tiny": tiny_classifier},
+}
+
+
+def recipe_names(kind: str) -> tuple[str, ...]:
+    """The recipes for ``"tokenizer"``, ``"transformer"`` or ``"classifier"``."""
+    return tuple(RECIPES[kind])
+
+
+def train_tokenizer(
+    data: str | Path,
+    output: str | Path,
+    *,
+    size: int = 32,
+    recipe: str = "cifar10",
+    held_out: str | Path | None = None,
+    resume: bool = True,
+    report: Reporter = print_report,
+    device: str = "auto",
+    **overrides: Any,
+) -> VARTokenizer:
+    """Train a tokenizer on pictures; see :func:`open_images` for what ``data`` can be.
+
+    size: pixels per side. held_out: other data to measure on; by default the ``test`` split of ``data`` where
+    there is one, else its last pictures, which are then not trained on.
+    output: gets ``tokenizer/`` (weights), ``log.jsonl``, ``checkpoint.pt`` and sample pictures.
+    overrides: fields of :class:`TrainSettings`; ``None`` keeps the recipe's.
+    """
+    chosen: TokenizerRecipe = _recipe("tokenizer", recipe, overrides)
+    training, held = _splits(data, held_out, size)
+    torch.manual_seed(chosen.settings.seed)
+    model = VARTokenizer(chosen.config).to(place(device).device)
+    task = TokenizerTask(model, training, held, flip=chosen.flip, revive_every=chosen.revive_every)
+    return train(task, chosen.settings, Path(output), resume=resume, report=report)  # type: ignore[return-value]
+
+
+def train_transformer(
+    data: str | Path,
+    output: str | Path,
+    *,
+    tokenizer: str | Path,
+    recipe: str = "cifar10",
+    held_out: str | Path | None = None,
+    resume: bool = True,
+    report: Reporter = print_report,
+    device: str = "auto",
+    **overrides: Any,
+) -> VARTransformer:
+    """Train a transformer on the token maps of a trained tokenizer.
+
+    tokenizer: the ``tokenizer`` folder of a run, the run's folder, or a model's name.
+    output: becomes a complete model folder for :meth:`VARPipeline.from_pretrained`, beside log and checkpoint.
+    """
+    chosen: TransformerRecipe = _recipe("transformer", recipe, overrides)
+    placement = place(device, "float32")
+    vae = load_tokenizer(tokenizer, placement)
+    size = vae.schedule.final[0] * vae.config.reduction
+    training, held = _splits(data, held_out, size)
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    config = replace(
+        chosen.config,
+        vocab_size=vae.config.vocab_size,
+        z_channels=vae.config.z_channels,
+        patch_nums=vae.config.patch_nums,
+        num_classes=training.num_classes,
+    )
+    model = VARTransformer(config)
+    init_transformer(model, seed=chosen.settings.seed)
+    task = TransformerTask(
+        model.to(placement.device),
+        vae,
+        cached_tokens(vae, training, output / "tokens.pt", flip=chosen.flip),
+        training.labels,
+        cached_tokens(vae, held, output / "tokens-held-out.pt", flip=False),
+        held.labels,
+        class_names=training.class_names,
+        label_dropout=chosen.label_dropout,
+        stages=chosen.stages,
+    )
+    return train(task, chosen.settings, output, resume=resume, report=report)  # type: ignore[return-value]
+
+
+def train_classifier(
+    data: str | Path,
+    output: str | Path,
+    *,
+    recipe: str = "cifar10",
+    held_out: str | Path | None = None,
+    resume: bool = True,
+    report: Reporter = print_report,
+    device: str = "auto",
+    **overrides: Any,
+) -> SmallClassifier:
+    """Train the small classifier on 32-pixel pictures."""
+    chosen: ClassifierRecipe = _recipe("classifier", recipe, overrides)
+    training, held = _splits(data, held_out, 32)
+    torch.manual_seed(chosen.settings.seed)
+    model = SmallClassifier(replace(chosen.config, num_classes=training.num_classes))
+    model.set_whitening(to_float(training.batch(torch.arange(min(5000, len(training))))))
+    task = ClassifierTask(
+        model.to(place(device).device),
+        training,
+        held,
+        shift=chosen.shift,
+        label_smoothing=chosen.label_smoothing,
+    )
+    return train(task, chosen.settings, Path(output), resume=resume, report=report)  # type: ignore[return-value]
+
+
+def load_tokenizer(source: str | Path, placement: Placement) -> VARTokenizer:
+    """A trained tokenizer from its folder, a run or model folder that has one, or a model's name."""
+    folder = Path(source)
+    if not (folder / "model.safetensors").is_file():
+        folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else locate(source) / "tokenizer"
+    return load_module(lambda c: VARTokenizer(VARTokenizerConfig(**c)), folder, placement)
+
+
+def _recipe(kind: str, name: str, overrides: Mapping[str, Any]) -> Any:
+    if name not in RECIPES[kind]:
+        raise InvalidArgumentError(f"no {kind} recipe {name!r}; known: {', '.join(RECIPES[kind])}")
+    known = {f.name for f in fields(TrainSettings)}
+    unknown = set(overrides) - known
+    if unknown:
+        raise InvalidArgumentError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+    recipe = RECIPES[kind][name]()
+    given = {k: v for k, v in overrides.items() if v is not None}
+    return replace(recipe, settings=replace(recipe.settings, **given))
+
+
+def _splits(data: str | Path, held_out: str | Path | None, size: int) -> tuple[ImageSource, ImageSource]:
+    """Training and held-out pictures."""
+    path = Path(data)
+    if held_out is not None:
+        return open_images(data, size=size), open_images(held_out, size=size)
+    has_test = path.is_dir() and (any(path.glob("test*.parquet")) or (path / "test").is_dir())
+    if has_test or not path.exists():
+        return open_images(data, size=size, split="train"), open_images(data, size=size, split="test")
+    whole = open_images(data, size=size)
+    kept = max(1, min(len(whole) // 20, 2000))
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
+    return whole.subset(order[:-kept]), whole.subset(order[-kept:])

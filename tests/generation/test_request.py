@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nextscale.errors import InvalidArgumentError
+from nextscale.generation.request import convert_images, resolve_cfg, resolve_seeds, resolve_ssg, spans, with_values
+from nextscale.guidance import ClassifierFreeGuidance, ScaledSpatialGuidance
+
+GRIDS = ((1, 1), (2, 2), (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        (7, [7, 8, 9]),
+        (0, [0, 1, 2]),
+        (np.int64(7), [7, 8, 9]),
+        (torch.tensor(7), [7, 8, 9]),
+        ([5, 5, 1], [5, 5, 1]),
+        ((5, 6, 2**63 - 1), [5, 6, 2**63 - 1]),
+        (range(3), [0, 1, 2]),
+        (np.array([3, 2, 1]), [3, 2, 1]),
+        (torch.tensor([3, 2, 1]), [3, 2, 1]),
+    ],
+)
+def test_ways_to_write_seeds(seed: Any, expected: list[int]):
+    found = resolve_seeds(seed, 3)
+    assert found == expected
+    assert all(type(value) is int for value in found)
+
+
+def test_fresh_seeds():
+    seeds = [resolve_seeds(None, 2) for _ in range(8)]
+    assert all(b == a + 1 for a, b in seeds)
+    assert len({a for a, _ in seeds}) > 1
+
+
+@pytest.mark.parametrize("seed", [-1, 1.0, "7", True, 2**63, 2**63 - 2, [1, 2], [1, 2, 3, 4], [1, 2, None], {1, 2, 3}])
+def test_bad_seeds(seed: Any):
+    with pytest.raises(InvalidArgumentError, match="seed"):
+        resolve_seeds(seed, 3)
+
+
+def test_ssg_from_what_a_caller_writes():
+    assert resolve_ssg(None, {"ssg": {"beta": 2.0}}) is None  # off is off, whatever the default strength
+    assert resolve_ssg(1, {}) == ScaledSpatialGuidance(1.0)
+    given = ScaledSpatialGuidance(0.3, prior="dct")
+    assert resolve_ssg(given, {"ssg": {"beta": 2.0}}) == given
+    open_beta = ScaledSpatialGuidance(prior="dct")
+    assert resolve_ssg(open_beta, {"ssg": {"beta": 2.0}}) == ScaledSpatialGuidance(2.0, prior="dct")
+    for without in ({}, {"ssg": None}, {"ssg": {}}):
+        assert resolve_ssg(open_beta, without) == open_beta
+    for wrong in ("0.5", True, [0.1], object()):
+        with pytest.raises(InvalidArgumentError, match="ssg is a number, a ScaledSpatialGuidance or None"):
+            resolve_ssg(wrong, {})  # type: ignore[arg-type]
+
+
+def test_cfg_from_what_a_caller_writes():
+    assert resolve_cfg(1.5, "extra") == ClassifierFreeGuidance(1.5, convention="extra")
+    given = ClassifierFreeGuidance(3.0, convention="interpolate")
+    assert resolve_cfg(given, "extra") is given
+
+
+def test_callables_become_their_values():
+    cfg = with_values(ClassifierFreeGuidance(lambda s: s.index, convention="interpolate"), GRIDS)
+    assert cfg == ClassifierFreeGuidance([0.0, 1.0, 2.0], convention="interpolate")
+    ssg = with_values(ScaledSpatialGuidance(lambda s: 0.5, prior="nearest", remember="guided", stop=2), GRIDS)
+    assert ssg == ScaledSpatialGuidance([0.0, 0.5, 0.0], prior="nearest", remember="guided", stop=2)
+    for unchanged in (ClassifierFreeGuidance(1.5), ScaledSpatialGuidance([0, 1, 2]), ScaledSpatialGuidance(), None):
+        assert with_values(unchanged, GRIDS) is unchanged
+
+
+def test_batches():
+    assert [(s.start, s.stop) for s in spans(5, 2)] == [(0, 2), (2, 4), (4, 5)]
+    assert [(s.start, s.stop) for s in spans(2, 16)] == [(0, 2)]
+    for wrong in (0, -1, 1.5, True, None):
+        with pytest.raises(InvalidArgumentError, match="batch_size must be a positive whole number"):
+            list(spans(3, wrong))  # type: ignore[arg-type]
+
+
+def test_eight_bit_values_are_rounded():
+    levels = torch.arange(256) / 255
+    images = (levels * 2 - 1)[None, None, None].expand(1, 3, 1, 256)
+    for nudge in (-0.4 / 255, 0.0, 0.4 / 255):
+        (picture,) = convert_images((images + 2 * nudge).clamp(-1, 1), "pil")
+        assert np.array_equal(np.asarray(picture)[0, :, 0], np.arange(256))

@@ -1,0 +1,315 @@
+"""Filters, the inverse-CDF draw, and the uniform numbers of an image."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nextscale.errors import InvalidArgumentError
+from nextscale.generation.tokens import Drawer, Filters, ImageNoise, filter_logits, inverse_cdf
+
+CPU = torch.device("cpu")
+
+logits_of_a_row = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=24)
+uniforms = st.floats(0, 1, exclude_max=True)
+probabilities = st.floats(0.01, 0.99)
+
+
+def kept(logits: Tensor) -> Tensor:
+    return ~torch.isneginf(logits)
+
+
+# ------------------------------------------------------------------ filters
+
+
+def test_filters_agree_with_the_golden_masks(golden: Path):
+    folder = golden / "var" / "sampling_filter"
+    io, entries = load_file(folder / "io.safetensors"), json.loads((folder / "config.json").read_text())["entries"]
+    assert len(entries) == 34
+    for entry in entries:
+        logits, keep = io[entry["logits"]], io[entry["keep"]]
+        before = logits.clone()
+        filtered = filter_logits(logits, top_k=entry["top_k"], top_p=entry["top_p"])
+        assert torch.equal(kept(filtered), keep), entry
+        assert torch.equal(filtered[keep], logits[keep])
+        assert torch.equal(logits, before)
+        assert torch.equal(Filters(top_k=entry["top_k"], top_p=entry["top_p"])(logits), filtered)
+        count = keep.sum(-1)
+        assert (int(count.min()), int(count.max())) == (entry["kept_per_row_min"], entry["kept_per_row_max"])
+
+
+@given(logits_of_a_row, st.data())
+def test_top_k_keeps_the_k_largest_and_their_ties(row: list[float], data: st.DataObject):
+    k = data.draw(st.integers(1, len(row)))
+    keep = kept(filter_logits(torch.tensor(row), top_k=k)).tolist()
+    threshold = sorted(row, reverse=True)[k - 1]
+    assert keep == [value >= threshold for value in row]
+    assert sum(keep) >= k
+
+
+@given(logits_of_a_row, probabilities)
+def test_top_p_keeps_the_smallest_set_that_is_likely_enough(row: list[float], p: float):
+    logits = torch.tensor(row)
+    keep = kept(filter_logits(logits, top_p=p))
+    shares = logits.softmax(-1).double()
+    assert keep.any()
+    assert bool(keep[logits.argmax()]) or bool((logits == logits.max())[keep].any())
+    assert float(shares[keep].sum()) >= p - 1e-5
+    assert keep.all() or float(logits[keep].min()) >= float(logits[~keep].max())  # no gaps
+    smallest = float(shares[keep].min())
+    assert float(shares[keep].sum()) - smallest <= p + 1e-5  # nothing that could be left out as well
+
+
+@given(logits_of_a_row, probabilities)
+def test_min_p_compares_with_the_likeliest(row: list[float], share: float):
+    relative = [math.exp(value - max(row)) for value in row]
+    assume(all(abs(r - share) > 1e-6 for r in relative))
+    assert kept(filter_logits(torch.tensor(row), min_p=share)).tolist() == [r >= share for r in relative]
+
+
+@given(logits_of_a_row, st.data())
+def test_filters_only_remove_and_never_the_likeliest(row: list[float], data: st.DataObject):
+    settings = dict(
+        top_k=data.draw(st.integers(0, len(row))), top_p=data.draw(st.floats(0, 1)), min_p=data.draw(st.floats(0, 1))
+    )
+    logits = torch.tensor(row)
+    filtered = filter_logits(logits, **settings)
+    keep = kept(filtered)
+    assert torch.equal(filtered[keep], logits[keep])
+    assert float(filtered.max()) == float(logits.max())
+    by_k, by_min = ({**settings, "top_p": 0.0, other: 0} for other in ("min_p", "top_k"))
+    for once in (by_k, by_min):  # removing again removes nothing more; top-p works on what is left, so it may
+        result = filter_logits(logits, **once)
+        assert torch.equal(filter_logits(result, **once), result)
+
+
+def test_filters_that_are_off_change_nothing():
+    logits = torch.randn(2, 3, 8)
+    filtered = Filters()(logits)
+    assert torch.equal(filtered, logits)
+    assert filtered.data_ptr() != logits.data_ptr()
+    for off in (Filters(top_k=8), Filters(top_p=1.0), Filters(top_k=0, top_p=0, min_p=0)):
+        assert torch.equal(off(logits), logits)
+
+
+def test_top_p_works_on_what_top_k_left():
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    assert kept(filter_logits(logits, top_p=0.75)).tolist() == [True, True, True, False]
+    assert kept(filter_logits(logits, top_k=2, top_p=0.55)).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_filters_keep_the_dtype(dtype: torch.dtype):
+    logits = torch.randn(3, 16, dtype=dtype)
+    assert Filters(temperature=0.5, top_k=4, top_p=0.9, min_p=0.01)(logits).dtype == dtype
+
+
+def test_temperature_comes_before_the_filters():
+    logits = torch.tensor([2.0, 1.0, 0.0])
+    filters = Filters(temperature=(1.0, 0.1, 10.0), min_p=0.3)
+    assert [kept(filters(logits, step)).tolist() for step in range(3)] == [
+        [True, True, False],
+        [True, False, False],
+        [True, True, True],
+    ]
+    torch.testing.assert_close(filters(logits, 2), logits / 10)
+
+
+def test_settings_become_plain_numbers():
+    filters = Filters(temperature=np.array([0.5, 1]), top_k=np.int64(3), top_p=np.float32(0.5), min_p=0)
+    assert filters == Filters(temperature=[0.5, 1.0], top_k=3, top_p=0.5)
+    assert json.loads(json.dumps([filters.temperature, filters.top_k, filters.top_p])) == [[0.5, 1.0], 3, 0.5]
+    assert Filters(temperature=torch.tensor(2.0)).temperature == 2.0
+    hash(filters)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(temperature=0), "temperature must be a positive number, got 0"),
+        (dict(temperature=-1.0), "got -1.0"),
+        (dict(temperature=math.nan), "got nan"),
+        (dict(temperature=math.inf), "got inf"),
+        (dict(temperature=True), "got True"),
+        (dict(temperature=[1, "x"]), "got 'x'"),
+        (dict(temperature=None), "got None"),
+        (dict(top_k=-1), "top_k must be a whole number, 0 for no limit; got -1"),
+        (dict(top_k=2.0), "got 2.0"),
+        (dict(top_k=True), "got True"),
+        (dict(top_p=1.01), r"top_p must be between 0 and 1 \(0 = off\), got 1.01"),
+        (dict(min_p=math.nan), "min_p must be between 0 and 1"),
+        (dict(min_p="0.5"), "got '0.5'"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str):
+    with pytest.raises(InvalidArgumentError, match=message):
+        Filters(**settings)
+
+
+def test_settings_that_do_not_fit_the_model():
+    Filters(top_k=10, temperature=[1.0, 2.0]).check(vocab_size=10, num_steps=2)
+    with pytest.raises(InvalidArgumentError, match="top_k is 11, but the vocabulary has 10 tokens"):
+        Filters(top_k=11).check(vocab_size=10, num_steps=2)
+    with pytest.raises(InvalidArgumentError, match="temperature has 2 values, but the model takes 3 steps"):
+        Filters(temperature=[1.0, 2.0]).check(vocab_size=10, num_steps=3)
+
+
+# ------------------------------------------------------------------ the inverse-CDF draw
+
+
+def reference(row: list[float], u: float) -> tuple[int, float]:
+    """In plain Python: the token, and how far the uniform number is from a boundary between two tokens."""
+    order = sorted(range(len(row)), key=lambda i: -row[i])  # stable: ties stay in order
+    weights = [math.exp(row[i] - max(row)) for i in order]
+    cdf = [value / sum(weights) for value in accumulate(weights)]
+    margin = min((abs(u - value) for value in cdf[:-1]), default=1.0)
+    return order[min(bisect_right(cdf, u), len(row) - 1)], margin
+
+
+@given(logits_of_a_row, uniforms)
+def test_agrees_with_plain_python(row: list[float], u: float):
+    expected, margin = reference(row, u)
+    assume(margin > 1e-12)
+    found = inverse_cdf(torch.tensor(row, dtype=torch.float64), torch.tensor(u, dtype=torch.float64))
+    assert int(found) == expected
+
+
+@given(logits_of_a_row, uniforms, uniforms)
+def test_larger_numbers_give_less_likely_tokens(row: list[float], u: float, v: float):
+    logits = torch.tensor(row)
+    low, high = (int(inverse_cdf(logits, torch.tensor(x, dtype=torch.float64))) for x in sorted((u, v)))
+    assert row[low] >= row[high] or logits[low] >= logits[high]
+
+
+@given(logits_of_a_row)
+def test_zero_gives_the_likeliest_and_the_largest_number_still_a_token(row: list[float]):
+    logits = torch.tensor([*row, -math.inf, -math.inf])
+    first = inverse_cdf(logits, torch.tensor(0.0, dtype=torch.float64))
+    assert int(first) == int(logits.argmax())
+    last = inverse_cdf(logits, torch.tensor(1 - 2**-53, dtype=torch.float64))
+    assert not torch.isneginf(logits[last])
+
+
+def test_ties_are_taken_in_the_order_of_the_vocabulary():
+    logits = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
+    shares = logits.double().softmax(-1)
+    at = torch.cumsum(shares[[1, 3, 4, 0, 2]], 0)
+    middle = torch.cat([torch.zeros(1), at[:-1]]).double() * 0.5 + at * 0.5
+    assert inverse_cdf(logits.expand(5, 5), middle).tolist() == [1, 3, 4, 0, 2]
+
+
+def test_removed_tokens_are_never_chosen():
+    logits = torch.full((1000, 6), -math.inf)
+    logits[:, 2], logits[:, 5] = 1.0, -20.0
+    u = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
+    assert set(inverse_cdf(logits, u).tolist()) == {2}
+    u[-1] = 1 - 2**-53
+    assert set(inverse_cdf(logits, u).tolist()) == {2, 5}
+
+
+def test_frequencies_approach_the_probabilities():
+    logits = torch.tensor([1.5, -0.5, 0.3, 2.0, -3.0, 0.0])
+    count = 20_000
+    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count  # evenly spread, so the error is of order 1/count
+    frequency = inverse_cdf(logits.expand(count, 6), u).bincount(minlength=6) / count
+    torch.testing.assert_close(frequency, logits.softmax(-1), rtol=0, atol=2 / count)
+    random = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    frequency = inverse_cdf(logits.expand(count, 6), random).bincount(minlength=6) / count
+    torch.testing.assert_close(frequency, logits.softmax(-1), rtol=0, atol=4 * 0.5 / count**0.5)
+
+
+def test_common_random_numbers_move_few_tokens():
+    """The point of pairing: a small change of the logits leaves nearly all tokens as they were."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2000, 32, generator=generator)
+    changed = logits + 0.01 * torch.randn(2000, 32, generator=generator)
+    u = torch.rand(2000, dtype=torch.float64, generator=generator)
+    assert float((inverse_cdf(logits, u) == inverse_cdf(changed, u)).float().mean()) > 0.9
+
+
+def test_any_leading_shape():
+    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    u = torch.rand(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = inverse_cdf(logits, u)
+    assert found.shape == (2, 3, 4)
+    assert found.dtype == torch.int64
+    assert torch.equal(found.flatten(), inverse_cdf(logits.flatten(0, 2), u.flatten()))
+
+
+# ------------------------------------------------------------------ noise and the three samplers
+
+
+def test_the_uniforms_of_an_image_are_one_call_of_rand():
+    noise = ImageNoise([5, 123456789012], [1, 4, 9])
+    for row, seed in enumerate([5, 123456789012]):
+        expected = torch.rand(14, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.cat([noise[k][row] for k in range(3)]), expected)
+    assert [noise[k].shape for k in range(3)] == [(2, 1), (2, 4), (2, 9)]
+
+
+def test_further_numbers_continue_where_the_uniforms_end():
+    noise = ImageNoise([5, 6], [2, 3])
+    longer = torch.Generator().manual_seed(6)
+    torch.rand(5, dtype=torch.float64, generator=longer)
+    assert torch.equal(torch.randn(4, generator=noise.generators[1]), torch.randn(4, generator=longer))
+
+
+def draw(sampler: Any, logits: Tensor, seeds: list[int], **settings: Any) -> tuple[Tensor, Tensor]:
+    return Drawer(sampler, Filters(**settings), seeds, [logits.shape[1]], CPU)(logits, 0)
+
+
+def test_paired_rows_depend_on_their_seed_alone():
+    logits = torch.randn(1, 7, 16, generator=torch.Generator().manual_seed(0)).expand(3, 7, 16)
+    tokens, filtered = draw("paired", logits, [4, 9, 4], top_k=12)
+    assert torch.equal(tokens[0], tokens[2])
+    assert not torch.equal(tokens[0], tokens[1])
+    assert torch.equal(tokens[1:2], draw("paired", logits[:1], [9], top_k=12)[0])
+    assert torch.equal(filtered, filter_logits(logits, top_k=12))
+
+
+def test_paired_takes_a_part_of_the_steps_numbers():
+    logits = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+    drawer = Drawer("paired", Filters(), [1, 2], [6], CPU)
+    whole, _ = drawer(logits, 0)
+    part = torch.tensor([4, 0, 5])
+    assert torch.equal(drawer(logits[:, part], 0, drawer.noise[0][:, part])[0], whole[:, part])
+
+
+def test_several_decisions_per_position():
+    logits = torch.randn(2, 3, 5, 2, generator=torch.Generator().manual_seed(0))  # bits
+    tokens, _ = Drawer("paired", Filters(), [1, 2], [15], CPU)(logits, 0)
+    assert tokens.shape == (2, 3, 5)
+    flat, _ = Drawer("paired", Filters(), [1, 2], [15], CPU)(logits.flatten(1, 2), 0)
+    assert torch.equal(tokens.flatten(1), flat)
+
+
+def test_greedy():
+    logits = torch.randn(2, 6, 16)
+    assert torch.equal(draw("greedy", logits, [0, 1], temperature=3.0, top_p=0.5)[0], logits.argmax(-1))
+
+
+def test_multinomial_is_one_call_for_each_step():
+    logits = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+    drawer = Drawer("multinomial", Filters(top_k=10), [3, 77], [6, 6], CPU)
+    generator = torch.Generator().manual_seed(3)
+    for step in range(2):
+        rows = filter_logits(logits, top_k=10).softmax(-1).view(12, 16)
+        expected = torch.multinomial(rows, 1, replacement=True, generator=generator).view(2, 6)
+        assert torch.equal(drawer(logits, step)[0], expected)
+
+
+def test_unknown_sampler():
+    with pytest.raises(InvalidArgumentError, match="unknown sampler 'nucleus'; known: paired, greedy, multinomial"):
+        draw("nucleus", torch.zeros(1, 1, 2), [0])

@@ -1,0 +1,138 @@
+"""The three trainers learn, on pictures simple enough to be learned in seconds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nextscale import VARPipeline
+from nextscale.errors import InvalidArgumentError
+from nextscale.families.var.tokenizer import VARTokenizer
+from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
+from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
+from nextscale.training import recipes
+from nextscale.training.data import ImageSource, to_float
+from nextscale.training.tokenizer import TokenizerTask, measure_tokenizer
+from nextscale.training.transformer import TransformerTask, encode_dataset, init_transformer
+
+
+def quiet(record: dict, step: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def run(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenizer and transformer of the ``tiny`` recipe, trained one after the other."""
+    root = tmp_path_factory.mktemp("run")
+    recipes.train_tokenizer(picture_folder, root / "tokenizer-run", recipe="tiny", images=960, report=quiet)
+    recipes.train_transformer(
+        picture_folder, root / "model", tokenizer=root / "tokenizer-run", recipe="tiny", images=960, report=quiet
+    )
+    return root
+
+
+def test_the_tokenizer_learns_to_reconstruct(run: Path, pictures: ImageSource) -> None:
+    pipe = VARPipeline.from_pretrained(run / "model")
+    figures = measure_tokenizer(pipe.tokenizer, pictures)
+    fresh = measure_tokenizer(VARTokenizer(pipe.tokenizer.config), pictures)
+    assert figures["psnr"] > fresh["psnr"] + 4
+    assert figures["psnr_pooled"] <= figures["psnr"]  # Jensen: the mean of logarithms lies above
+    assert 0 < figures["codebook_used"] <= 1
+    assert 1 <= figures["perplexity"] <= pipe.tokenizer.config.vocab_size
+    assert figures["mse_5"] < figures["mse_0"]
+
+
+def test_the_transformer_learns_its_tokens(run: Path, pictures: ImageSource) -> None:
+    pipe = VARPipeline.from_pretrained(run / "model")
+    assert pipe.class_names == pictures.class_names
+    names = [pictures.class_names[i] for i in pictures.labels[::10]]
+    likelihood = pipe.log_likelihood(to_float(pictures.batch(range(0, 60, 10))), names).sum(1).mean()
+    uniform = -pipe.schedule.num_tokens * math.log(pipe.tokenizer.config.vocab_size)
+    assert likelihood > uniform * 0.9
+    out = pipe(["red", "blue"], seed=0, ssg=0.3)
+    assert out.images[0].size == (32, 32)
+
+
+def test_dead_codes_come_back(pictures: ImageSource) -> None:
+    torch.manual_seed(0)
+    model = VARTokenizer(recipes.tiny_tokenizer().config).requires_grad_(False)
+    with torch.no_grad():
+        model.quantize.embedding.weight[1:] = 1e3  # out of everyone's reach
+    task = TokenizerTask(model, pictures, pictures)
+    task.loss(torch.arange(16), 0, 100)
+    assert int((task.state["hits"] > 0).sum()) == 1
+    task.after_step(100, 1000)
+    assert float(model.quantize.embedding.weight.abs().max()) < 1e2
+    assert int(task.state["hits"].sum()) == 0
+    task.loss(torch.arange(16), 100, 1000)
+    assert int((task.state["hits"] > 0).sum()) > 1
+
+
+def test_published_initialisation() -> None:
+    config = VARTransformerConfig(vocab_size=32, z_channels=8, num_classes=4, depth=3, embed_dim=96, num_heads=4)
+    model = VARTransformer(replace(config, patch_nums=(1, 2, 4)))
+    init_transformer(model.requires_grad_(False), seed=3)
+    std = math.sqrt(1 / (3 * 96))
+    block = model.blocks[1]
+    assert block.attn.mat_qkv.weight.std() == pytest.approx(std, rel=0.05)
+    assert block.ffn.fc2.weight.std() == pytest.approx(std / math.sqrt(6), rel=0.05)
+    ada = block.ada_lin[1].weight
+    assert ada[: 2 * 96].std() == pytest.approx(std * 1e-3, rel=0.05)
+    assert ada[2 * 96 :].std() == pytest.approx(std * 0.5, rel=0.05)
+    assert model.head.weight.std() == pytest.approx(std * 0.02, rel=0.1)
+    assert float(block.attn.scale_mul_1H11.mean()) == pytest.approx(math.log(4))
+    assert all(float(p.abs().max()) == 0 for n, p in model.named_parameters() if n.endswith("bias"))
+
+
+def test_token_sets_are_the_tokenizers(run: Path, pictures: ImageSource) -> None:
+    pipe = VARPipeline.from_pretrained(run / "model")
+    tokens = encode_dataset(pipe.tokenizer, pictures, flip=True, batch_size=17)
+    assert tokens.shape == (2, 60, pipe.schedule.num_tokens)
+    image = to_float(pictures.batch([7]))
+    for mirrored, picture in ((0, image), (1, image.flip(-1))):
+        direct = torch.cat([t.flatten(1) for t in pipe.tokenizer.encode(picture)], 1)
+        assert torch.equal(tokens[mirrored, 7].long(), direct[0])
+
+
+def test_a_stage_trains_on_a_prefix_of_the_scales(run: Path, pictures: ImageSource) -> None:
+    pipe = VARPipeline.from_pretrained(run / "model")
+    tokens = encode_dataset(pipe.tokenizer, pictures, flip=False)
+    stages = ((0.5, 3),)
+    task = TransformerTask(
+        pipe.transformer, pipe.tokenizer, tokens, pictures.labels, tokens, pictures.labels, stages=stages
+    )
+    assert [task.num_scales(p) for p in (0.0, 0.49, 0.5, 0.99)] == [3, 3, 6, 6]
+    whole, _ = task._predict(pipe.transformer, tokens[0, :4], pictures.labels[:4], 6)
+    prefix, targets = task._predict(pipe.transformer, tokens[0, :4], pictures.labels[:4], 3)
+    assert targets.shape == (4, 1 + 4 + 9)
+    torch.testing.assert_close(prefix, whole[:, :14], rtol=1e-4, atol=1e-5)
+    with pytest.raises(InvalidArgumentError, match="a stage is"):
+        TransformerTask(
+            pipe.transformer, pipe.tokenizer, tokens, pictures.labels, tokens, pictures.labels, stages=((2, 3),)
+        )
+
+
+def test_the_classifier_learns_and_whitens(picture_folder: Path, pictures: ImageSource, tmp_path: Path) -> None:
+    model = recipes.train_classifier(picture_folder, tmp_path, recipe="tiny", images=800, report=quiet)
+    images = to_float(pictures.batch(range(60)))
+    model.eval()
+    assert float((model(images).argmax(-1) == pictures.labels).float().mean()) > 0.8
+    assert model.features(images).shape == (60, 8)
+    fresh = SmallClassifier(ClassifierConfig())
+    noise = torch.randn(200, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mixed = torch.einsum("ij,njhw->nihw", torch.tensor([[1.0, 0.5, 0], [0, 1, 0.5], [0, 0, 1]]), noise)
+    fresh.set_whitening(mixed, eps=0.0)
+    out = fresh.whiten(mixed)[:, :12].transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.cov(out), torch.eye(12), atol=0.02, rtol=0)
+
+
+def test_recipes_take_overrides_and_refuse_what_they_do_not_know(picture_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"no tokenizer recipe 'huge'; known: cifar10, tiny"):
+        recipes.train_tokenizer(picture_folder, tmp_path, recipe="huge")
+    with pytest.raises(InvalidArgumentError, match="unknown settings learning_rate"):
+        recipes.train_tokenizer(picture_folder, tmp_path, learning_rate=1)
+    assert recipes.recipe_names("classifier") == ("cifar10", "tiny")
