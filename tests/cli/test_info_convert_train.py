@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,10 @@ from nextscale.cli.pictures import auto_columns, auto_zoom, file_name, read_sett
 from nextscale.cli.progress import TrainingLines, duration
 from nextscale.cli.request import describe, seed_range, ssg_details
 from nextscale.errors import InvalidArgumentError
+from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
+from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.scales import ScaleSchedule
+from nextscale.training.transformer import init_transformer
 
 
 def run(*arguments: str | Path) -> int:
@@ -51,23 +53,38 @@ def test_schedules_are_drawn_where_they_fit():
     assert draw_schedule(ScaleSchedule.preset("var-256"), 60) == [str(ScaleSchedule.preset("var-256"))]
 
 
-def test_convert_official_files(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    pipe = VARPipeline.from_pretrained(model, device="cpu", dtype="float32")
-    official = tmp_path / "official"
+def test_convert_official_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    official, new = tmp_path / "official", tmp_path / "new"
     official.mkdir()
-    torch.save(pipe.transformer.state_dict(), official / "var_d2.pth")
-    shutil.copy(model / "config.json", official / "unrelated.json")
-    new = tmp_path / "new"
-    assert run("convert", official, new) == 2  # the tokenizer is missing, and the message says so
+    sizes = {"vocab_size": 64, "z_channels": 8}
+    transformer = VARTransformer(VARTransformerConfig(**sizes, depth=2, embed_dim=128, num_classes=1000))
+    init_transformer(transformer)
+    torch.save(transformer.state_dict(), official / "var_d16.pth")
+    assert run("convert", official, new) == 2
     assert "vae_ch160v4096z32.pth" in capsys.readouterr().err
     assert not new.exists()
-    # A model in the library's own layout can be written in another dtype.
+    torch.save(
+        VARTokenizer(VARTokenizerConfig(**sizes, ch=32)).state_dict(), official / "vae_ch160v4096z32.pth"
+    )
+    assert run("convert", official, new, "--dtype", "bfloat16") == 0
+    assert capsys.readouterr().out.startswith(f"{new}: {official} in bfloat16")
+    pipe = VARPipeline.from_pretrained(new, device="cpu", dtype="float32")
+    kept = pipe.transformer.head.weight
+    assert torch.equal(kept, transformer.head.weight.bfloat16().float())
+    assert pipe.class_names[980] == "volcano"
+    assert run("info", "--transformer", official / "var_d16.pth", "--json", "--device", "cpu") == 0
+    assert json.loads(capsys.readouterr().out)["model"]["tokens"] == 680
+
+
+def test_convert_a_model_of_our_own(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    new = tmp_path / "new"
     assert run("convert", model, new, "--dtype", "float16") == 0
     assert capsys.readouterr().out.startswith(f"{new}: {model} in float16")
-    assert VARPipeline.from_pretrained(new, dtype="float32").class_names == pipe.class_names
+    assert VARPipeline.from_pretrained(new, dtype="float32").class_names[0] == "airplane"
     assert run("convert", model, new) == 2
     assert "is not empty" in capsys.readouterr().err
     assert run("convert", model, tmp_path / "other", "--dtype", "int3") == 2
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow

@@ -76,7 +76,13 @@ class _NotingState:
 
 def drawer(session: Counting, **options: Any) -> Drawer:
     seeds = list(range(len(session.labels)))
-    return Drawer(options.pop("sampler", "paired"), Filters(**options), seeds, session.schedule.lengths, torch.device("cpu"))
+    return Drawer(
+        options.pop("sampler", "paired"),
+        Filters(**options),
+        seeds,
+        session.schedule.lengths,
+        torch.device("cpu"),
+    )
 
 
 def test_order_shapes_and_results():
@@ -132,7 +138,10 @@ def test_filtering_leaves_the_reported_logits_whole():
 def test_guidance_always_ends(where: str):
     events: list[str] = []
     session = Counting([0], ["cond"], fail_at=1 if where == "predict" else None)
-    methods: list[Any] = [Noting("a", events), Noting("b", events, fail_at=2 if where == "guidance" else None)]
+    methods: list[Any] = [
+        Noting("a", events),
+        Noting("b", events, fail_at=2 if where == "guidance" else None),
+    ]
     if where == "begin":
         methods.append(ScaledSpatialGuidance([0.5]))  # one value for three steps: it cannot begin
 
@@ -140,7 +149,12 @@ def test_guidance_always_ends(where: str):
         if where == "callback" and step.index == 1:
             raise KeyboardInterrupt
 
-    expected = {"predict": RuntimeError, "guidance": ValueError, "callback": KeyboardInterrupt, "begin": ValueError}
+    expected = {
+        "predict": RuntimeError,
+        "guidance": ValueError,
+        "callback": KeyboardInterrupt,
+        "begin": ValueError,
+    }
     if where == "nowhere":
         generate(session, GuidanceChain(methods), drawer(session), callback)
     else:

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from nextscale.errors import InvalidArgumentError
-from nextscale.generation.request import convert_images, resolve_cfg, resolve_seeds, resolve_ssg, spans, with_values
+from nextscale.generation.request import (
+    convert_images,
+    resolve_cfg,
+    resolve_seeds,
+    resolve_ssg,
+    spans,
+    with_values,
+)
 from nextscale.guidance import ClassifierFreeGuidance, ScaledSpatialGuidance
 
 GRIDS = ((1, 1), (2, 2), (3, 3))
@@ -39,7 +46,9 @@ def test_fresh_seeds():
     assert len({a for a, _ in seeds}) > 1
 
 
-@pytest.mark.parametrize("seed", [-1, 1.0, "7", True, 2**63, 2**63 - 2, [1, 2], [1, 2, 3, 4], [1, 2, None], {1, 2, 3}])
+@pytest.mark.parametrize(
+    "seed", [-1, 1.0, "7", True, 2**63, 2**63 - 2, [1, 2], [1, 2, 3, 4], [1, 2, None], {1, 2, 3}]
+)
 def test_bad_seeds(seed: Any):
     with pytest.raises(InvalidArgumentError, match="seed"):
         resolve_seeds(seed, 3)
@@ -70,7 +79,12 @@ def test_callables_become_their_values():
     assert cfg == ClassifierFreeGuidance([0.0, 1.0, 2.0], convention="interpolate")
     ssg = with_values(ScaledSpatialGuidance(lambda s: 0.5, prior="nearest", remember="guided", stop=2), GRIDS)
     assert ssg == ScaledSpatialGuidance([0.0, 0.5, 0.0], prior="nearest", remember="guided", stop=2)
-    for unchanged in (ClassifierFreeGuidance(1.5), ScaledSpatialGuidance([0, 1, 2]), ScaledSpatialGuidance(), None):
+    for unchanged in (
+        ClassifierFreeGuidance(1.5),
+        ScaledSpatialGuidance([0, 1, 2]),
+        ScaledSpatialGuidance(),
+        None,
+    ):
         assert with_values(unchanged, GRIDS) is unchanged
 
 

@@ -36,7 +36,10 @@ def kept(logits: Tensor) -> Tensor:
 
 def test_filters_agree_with_the_golden_masks(golden: Path):
     folder = golden / "var" / "sampling_filter"
-    io, entries = load_file(folder / "io.safetensors"), json.loads((folder / "config.json").read_text())["entries"]
+    io, entries = (
+        load_file(folder / "io.safetensors"),
+        json.loads((folder / "config.json").read_text())["entries"],
+    )
     assert len(entries) == 34
     for entry in entries:
         logits, keep = io[entry["logits"]], io[entry["keep"]]
@@ -82,7 +85,9 @@ def test_min_p_compares_with_the_likeliest(row: list[float], share: float):
 @given(logits_of_a_row, st.data())
 def test_filters_only_remove_and_never_the_likeliest(row: list[float], data: st.DataObject):
     settings = dict(
-        top_k=data.draw(st.integers(0, len(row))), top_p=data.draw(st.floats(0, 1)), min_p=data.draw(st.floats(0, 1))
+        top_k=data.draw(st.integers(0, len(row))),
+        top_p=data.draw(st.floats(0, 1)),
+        min_p=data.draw(st.floats(0, 1)),
     )
     logits = torch.tensor(row)
     filtered = filter_logits(logits, **settings)
@@ -222,7 +227,9 @@ def test_removed_tokens_are_never_chosen():
 def test_frequencies_approach_the_probabilities():
     logits = torch.tensor([1.5, -0.5, 0.3, 2.0, -3.0, 0.0])
     count = 20_000
-    u = (torch.arange(count, dtype=torch.float64) + 0.5) / count  # evenly spread, so the error is of order 1/count
+    u = (
+        torch.arange(count, dtype=torch.float64) + 0.5
+    ) / count  # evenly spread, so the error is of order 1/count
     frequency = inverse_cdf(logits.expand(count, 6), u).bincount(minlength=6) / count
     torch.testing.assert_close(frequency, logits.softmax(-1), rtol=0, atol=2 / count)
     random = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -311,5 +318,7 @@ def test_multinomial_is_one_call_for_each_step():
 
 
 def test_unknown_sampler():
-    with pytest.raises(InvalidArgumentError, match="unknown sampler 'nucleus'; known: paired, greedy, multinomial"):
+    with pytest.raises(
+        InvalidArgumentError, match="unknown sampler 'nucleus'; known: paired, greedy, multinomial"
+    ):
         draw("nucleus", torch.zeros(1, 1, 2), [0])

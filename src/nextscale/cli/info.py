@@ -137,8 +137,8 @@ def _print_model(facts: Mapping[str, Any]) -> None:
             ),
             (
                 "tokenizer",
-                f"{_count(parts['tokenizer'])} parameters: {v['vocab_size']} codes of {v['z_channels']}, "
-                f"{2 ** (len(v['ch_mult']) - 1)} pixels a cell",
+                f"{_count(parts['tokenizer'])} parameters: {v['vocab_size']} codes of "
+                f"{v['z_channels']} channels, {2 ** (len(v['ch_mult']) - 1)} pixels a cell",
             ),
             ("schedule", f"{len(facts['schedule'])} steps, {facts['tokens']} tokens"),
         ]

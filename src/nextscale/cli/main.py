@@ -7,6 +7,7 @@ Nothing here, and nothing the command modules import at their top, loads torch, 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from nextscale import __version__
 from nextscale.cli.help import NAMES, Group
 from nextscale.errors import NextscaleError
 
-BAD_INPUT, FAILED, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 COMMANDS = ("generate", "compare", "info", "convert", "train")
 """In the order of the help text; each is the module of that name beside this one, with an ``app``."""
@@ -76,16 +77,19 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code.
 
-    0: done. 2: bad input, with one line ``error: …`` on stderr. 1: the machine failed (a full disk, say).
+    0: done. 2: bad input, with one line ``error: …`` on stderr. 1: the disk is full, say, or nobody reads stdout any more.
     130: interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without · or █ still gets its lines
     try:
         code = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = BROKEN_PIPE
+        code = FAILED
     sys.exit(code)
 
 

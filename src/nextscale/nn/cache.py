@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nextscale.errors import InvalidArgumentError
+
 
 class KVCache:
     """Static cache of one attention layer: ``(B, H, capacity, d)`` for keys and values."""
@@ -25,8 +27,15 @@ class KVCache:
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values ``(B, H, l, d)`` of new positions; return those of all so far."""
+        """Store the keys and values ``(B, H, l, d)`` of new positions; return those of all so far.
+
+        Raises InvalidArgumentError if they are more than the capacity.
+        """
         end = self.length + k.shape[2]
+        if end > self.keys.shape[2]:  # a slice would quietly be too short
+            raise InvalidArgumentError(
+                f"the cache has room for {self.keys.shape[2]} positions, not for {self.length} + {k.shape[2]}"
+            )
         self.keys[:, :, self.length : end] = k
         self.values[:, :, self.length : end] = v
         self.length = end

@@ -85,8 +85,10 @@ def _read_torch(path: Path, meta: bool) -> dict[str, Any]:
     try:
         try:
             content = torch.load(path, mmap=True, **options)
-        except RuntimeError:  # files from before PyTorch 1.6 cannot be mapped
-            content = torch.load(path, **options)
+        except (RuntimeError, SafetensorError):
+            # Files from before PyTorch 1.6 cannot be mapped, and newer releases go by the name of a path.
+            with path.open("rb") as file:
+                content = torch.load(file, **options)
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
         raise _refusal(path, error) from None
     if not isinstance(content, dict):

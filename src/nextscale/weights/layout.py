@@ -24,7 +24,7 @@ from nextscale.weights.hub import is_repo_id
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-EMBEDDED = ("cifar10",)
+EMBEDDED = ("cifar10",)  # the models among the embedded folders; a classifier lies beside them
 
 
 def locate(name: str | Path) -> Path:
@@ -32,9 +32,10 @@ def locate(name: str | Path) -> Path:
 
     Raises ModelNotFoundError, naming what was tried.
     """
-    if str(name) in EMBEDDED and not Path(name).is_dir():
-        return Path(str(resources.files("nextscale.weights") / "embedded" / str(name)))
     folder = Path(name)
+    embedded = Path(str(resources.files("nextscale.weights"))) / "embedded" / folder.name
+    if str(name) == folder.name and not folder.is_dir() and (embedded / CONFIG).is_file():
+        return embedded
     if (folder / CONFIG).is_file():
         return folder
     if folder.is_dir():

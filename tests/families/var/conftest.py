@@ -74,7 +74,7 @@ def published(golden: Path) -> dict[str, Any]:
 
 
 def randomise(module: torch.nn.Module, seed: int) -> None:
-    """Weights that keep activations at the order of one, whatever the sizes; biases and positions are small."""
+    """Weights that keep activations at the order of one, whatever the sizes; biases are small."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in sorted(module.state_dict().items()):
@@ -94,17 +94,25 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., VARPipeline]:
-    """A pipeline of random weights: 2 blocks of width 32, 24 codes, and pictures of 2 pixels per latent cell."""
+    """A pipeline of random weights: 2 blocks of width 32, 24 codes, pictures of 2 pixels per latent cell."""
 
     def build(
-        patch_nums: Sequence[Any] = (1, 2, 3, 4), *, seed: int = 0, class_names: Sequence[str] = (), **sizes: Any
+        patch_nums: Sequence[Any] = (1, 2, 3, 4),
+        *,
+        seed: int = 0,
+        class_names: Sequence[str] = (),
+        **sizes: Any,
     ) -> VARPipeline:
         sides = tuple(patch_nums)
         common = {"vocab_size": 24, "z_channels": 8, "patch_nums": sides}
         ours = {"ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "norm_groups": 4}
         theirs = {"num_classes": 5, "depth": 2, "embed_dim": 32, "num_heads": 2}
         tokenizer_sizes = {**common, **ours, **{k: v for k, v in sizes.items() if k in TOKENIZER_FIELDS}}
-        transformer_sizes = {**common, **theirs, **{k: v for k, v in sizes.items() if k in TRANSFORMER_FIELDS}}
+        transformer_sizes = {
+            **common,
+            **theirs,
+            **{k: v for k, v in sizes.items() if k in TRANSFORMER_FIELDS},
+        }
         tokenizer = VARTokenizer(VARTokenizerConfig(**tokenizer_sizes)).eval().requires_grad_(False)
         transformer = VARTransformer(VARTransformerConfig(**transformer_sizes)).eval().requires_grad_(False)
         randomise(tokenizer, seed)
@@ -119,7 +127,9 @@ TRANSFORMER_FIELDS = set(VARTransformerConfig.__dataclass_fields__)
 
 
 @pytest.fixture(scope="session")
-def procedural() -> Callable[[Mapping[str, Sequence[int]], int, Sequence[Mapping[str, Any]]], dict[str, Tensor]]:
+def procedural() -> Callable[
+    [Mapping[str, Sequence[int]], int, Sequence[Mapping[str, Any]]], dict[str, Tensor]
+]:
     """Fill a state dict from weight rules instead of a file; see :func:`procedural_tensor`."""
 
     def fill(
@@ -135,9 +145,9 @@ def procedural_tensor(
 ) -> Tensor:
     """``offset + amplitude * v`` with v in (-1, 1), the same on every platform.
 
-    Element i comes from the (i+1)-th SplitMix64 output after the FNV-1a hash of ``"seed:name"``: its upper 24
-    bits, moved to the middle of their cell. The first rule whose expression is found in the name decides offset
-    and amplitude; with ``fan_in`` the amplitude is divided by the root of the size of one output's weights.
+    Element i comes from the (i+1)-th SplitMix64 output after the FNV-1a hash of ``"seed:name"``: its upper
+    24 bits, moved to the middle of their cell. The first rule whose expression is found in the name decides
+    offset and amplitude; with ``fan_in`` the amplitude is divided by the root of one output's weights.
     """
     rule = next(rule for rule in rules if re.search(rule["match"], name))
     state = 0xCBF29CE484222325

@@ -65,7 +65,11 @@ def hollow_transformer(published: Mapping[str, Any], name: str) -> dict[str, Ten
     sides = published["models"][name]["patch_nums"]
     level = torch.repeat_interleave(torch.arange(len(sides)), torch.tensor([p * p for p in sides]))
     length = len(level)
-    return {**tensors, "lvl_1L": level[None], "attn_bias_for_masking": hollow((1, 1, length, length), -math.inf)}
+    return {
+        **tensors,
+        "lvl_1L": level[None],
+        "attn_bias_for_masking": hollow((1, 1, length, length), -math.inf),
+    }
 
 
 def hollow_tokenizer(published: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -84,7 +88,7 @@ def test_the_formulas_give_the_maps(name: str, published: dict[str, Any]):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_published_files_at_true_size(name: str, published: dict[str, Any], tmp_path: Path):
-    """Every key is consumed, every parameter filled, and nothing else; on the meta device, so in no memory."""
+    """Every key is consumed, every parameter filled, and nothing else; on the meta device, so no memory."""
     facts = published["models"][name]
     transformer, tokenizer = hollow_transformer(published, name), hollow_tokenizer(published)
     assert len(transformer) == facts["state_dict_tensors"]
@@ -93,18 +97,27 @@ def test_published_files_at_true_size(name: str, published: dict[str, Any], tmp_
     torch.save(tokenizer, tmp_path / TOKENIZER_FILE)
 
     pipe = VARPipeline.from_official(tmp_path, device="meta")
-    for module, tensors, kind in ((pipe.transformer, transformer, "transformer"), (pipe.tokenizer, tokenizer, "tokenizer")):
+    for module, tensors, kind in (
+        (pipe.transformer, transformer, "transformer"),
+        (pipe.tokenizer, tokenizer, "tokenizer"),
+    ):
         buffers = {
             key.format(i=i) for key in published["non_parameter_buffers"][kind] for i in range(facts["depth"])
         }
-        assert shapes_of(module.state_dict()) == {k: s for k, s in shapes_of(tensors).items() if k not in buffers}
+        assert shapes_of(module.state_dict()) == {
+            k: s for k, s in shapes_of(tensors).items() if k not in buffers
+        }
         assert set(dict(module.named_parameters())) == set(module.state_dict())
         assert {p.device.type for p in module.parameters()} == {"meta"}
     assert sum(p.numel() for p in pipe.transformer.parameters()) == facts["trainable_parameters"]
     assert sum(p.numel() for p in pipe.tokenizer.parameters()) == published["tokenizer_trainable_parameters"]
 
     config = pipe.transformer.config
-    assert (config.depth, config.embed_dim, config.num_heads) == (facts["depth"], facts["width"], facts["heads"])
+    assert (config.depth, config.embed_dim, config.num_heads) == (
+        facts["depth"],
+        facts["width"],
+        facts["heads"],
+    )
     assert (config.shared_aln, config.attn_l2_norm) == (facts["shared_aln"], facts["attn_l2_norm"])
     assert (config.vocab_size, config.z_channels, config.num_classes) == (4096, 32, 1000)
     assert config.patch_nums == pipe.tokenizer.config.patch_nums == tuple(facts["patch_nums"])
@@ -115,7 +128,9 @@ def test_published_files_at_true_size(name: str, published: dict[str, Any], tmp_
 
 
 @pytest.mark.parametrize("preset", ["var-256", "var-512", "var-1024", "cifar10"])
-def test_without_the_buffer_the_length_tells_the_published_schedule(preset: str, tmp_path: Path, tiny: Callable):
+def test_without_the_buffer_the_length_tells_the_published_schedule(
+    preset: str, tmp_path: Path, tiny: Callable
+):
     sides = PRESETS[preset]
     pipe = tiny([1, 2, 4], ch=32, norm_groups=32)
     tensors = pipe.transformer.state_dict()
@@ -165,7 +180,12 @@ def test_pytorch_files_load_like_safetensors(form: str, files: Any, tmp_path: Pa
             torch.save(content, path, _use_new_zipfile_serialization=False)
     elif form == "trainer":
         # What the official trainer writes; one file holds both models.
-        inside = {"config": {"depth": 2}, "var_wo_ddp": transformer, "vae_local": tokenizer, "var_opt": {"state": {}}}
+        inside = {
+            "config": {"depth": 2},
+            "var_wo_ddp": transformer,
+            "vae_local": tokenizer,
+            "var_opt": {"state": {}},
+        }
         whole = {"epoch": 3, "iter": 77, "trainer": inside, "args": {"bs": 768, "note": "a run"}}
         paths = write(tmp_path, whole, whole)
     elif form == "half":
@@ -226,7 +246,11 @@ def test_patch_nums_are_needed_where_nothing_tells(files: Any, tmp_path: Path):
 @pytest.mark.parametrize(
     ("patch_nums", "error", "message"),
     [
-        ([1, 2, 3], CheckpointError, r"\[1, 2, 3\] make 3 scales and 14 tokens, but var_d16.pth has 4 scales and 30"),
+        (
+            [1, 2, 3],
+            CheckpointError,
+            r"\[1, 2, 3\] make 3 scales and 14 tokens, but var_d16.pth has 4 scales and 30",
+        ),
         ([1, 2, 3, 5], CheckpointError, "4 scales and 39 tokens, but .* 30 tokens"),
         ([4, 3, 2, 1], GridError, "must not shrink"),
         ([1, 2, 3, 0], GridError, "positive"),
@@ -242,12 +266,16 @@ def test_wrong_patch_nums(patch_nums: Any, error: type[Exception], message: str,
 def test_a_damaged_buffer_of_scale_numbers_is_not_believed(level: list[int], files: Any, tmp_path: Path):
     transformer, tokenizer = files
     counts = torch.tensor([max(n, 0) for n in level])
-    transformer["lvl_1L"] = torch.repeat_interleave(torch.arange(len(level)), counts)[None] if level != [-1] else -torch.ones(1, 30).long()
+    transformer["lvl_1L"] = (
+        torch.repeat_interleave(torch.arange(len(level)), counts)[None]
+        if level != [-1]
+        else -torch.ones(1, 30).long()
+    )
     with pytest.raises(CheckpointError, match="pass patch_nums"):
         VARPipeline.from_official(*write(tmp_path, transformer, tokenizer))
 
 
-# ------------------------------------------------------------------ what is refused, and what the message says
+# ------------------------------------------------------------------ what is refused, with which message
 
 
 class Payload:
@@ -263,7 +291,10 @@ class Payload:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_pickles_with_code_are_refused(legacy: bool, files: Any, tmp_path: Path):
     trap = tmp_path / "executed"
-    for content, name in (({**files[0], "x": Payload(trap)}, "mkdir"), ({"a": argparse.Namespace(b=1)}, "argparse.Namespace")):
+    for content, name in (
+        ({**files[0], "x": Payload(trap)}, "mkdir"),
+        ({"a": argparse.Namespace(b=1)}, "argparse.Namespace"),
+    ):
         path = tmp_path / "var_d16.pth"
         torch.save(content, path, _use_new_zipfile_serialization=not legacy)
         with pytest.raises(CheckpointError) as caught:
@@ -278,7 +309,10 @@ def test_pickles_with_code_are_refused(legacy: bool, files: Any, tmp_path: Path)
 
 def test_files_given_the_wrong_way_round(files: Any, tmp_path: Path):
     transformer, tokenizer = write(tmp_path, *files)
-    with pytest.raises(CheckpointError, match=rf"{TOKENIZER_FILE} is not a VAR transformer .*lacks pos_start.*encoder|decoder"):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"{TOKENIZER_FILE} is not a VAR transformer .*lacks pos_start.*encoder|decoder",
+    ):
         VARPipeline.from_official(tokenizer, transformer)
     with pytest.raises(CheckpointError, match=r"var_d16.pth is not VAR's tokenizer .*lacks encoder.*blocks"):
         VARPipeline.from_official(transformer, transformer)
@@ -311,7 +345,9 @@ def test_missing_block_and_left_over_tensor(files: Any, tmp_path: Path):
     without = {k: v for k, v in transformer.items() if not k.startswith("blocks.0.attn")}
     is_refused(tmp_path, without, tokenizer, "missing", "blocks.0.attn.q_bias", "more", "var_d*.pth")
     is_refused(tmp_path, {**transformer, "extra": torch.ones(2)}, tokenizer, "1 unexpected: extra")
-    is_refused(tmp_path, transformer, {**tokenizer, "extra": torch.ones(2)}, "1 unexpected: extra", TOKENIZER_FILE)
+    is_refused(
+        tmp_path, transformer, {**tokenizer, "extra": torch.ones(2)}, "1 unexpected: extra", TOKENIZER_FILE
+    )
 
 
 def test_wrong_shapes_and_types(files: Any, tmp_path: Path):
@@ -324,9 +360,15 @@ def test_wrong_shapes_and_types(files: Any, tmp_path: Path):
     is_refused(tmp_path, wrong, tokenizer, "1 of another type: head.bias int64")
     for name in ("pos_start", "head.weight", "word_embed.weight", "class_emb.weight", "lvl_embed.weight"):
         is_refused(tmp_path, {**transformer, name: torch.tensor(1.0)}, tokenizer, name, "()")
-    for name in ("encoder.conv_in.weight", "quantize.embedding.weight", "encoder.down.2.block.0.conv1.weight"):
+    for name in (
+        "encoder.conv_in.weight",
+        "quantize.embedding.weight",
+        "encoder.down.2.block.0.conv1.weight",
+    ):
         is_refused(tmp_path, transformer, {**tokenizer, name: torch.ones(5)}, name, "(5,)")
-    is_refused(tmp_path, {**transformer, "pos_start": torch.ones(1, 1, 0)}, tokenizer, "pos_start", "(1, 1, 0)")
+    is_refused(
+        tmp_path, {**transformer, "pos_start": torch.ones(1, 1, 0)}, tokenizer, "pos_start", "(1, 1, 0)"
+    )
     odd = {**transformer, "blocks.0.attn.scale_mul_1H11": torch.ones(1, 5, 1, 1)}
     is_refused(tmp_path, odd, tokenizer, "embed_dim must be a multiple of num_heads, got 48 and 5")
     odd = {**tokenizer, "encoder.conv_in.weight": torch.ones(40, 3, 3, 3)}
@@ -337,10 +379,14 @@ def test_shapes_are_checked_before_anything_is_allocated(files: Any, tmp_path: P
     """These shapes would take terabytes."""
     transformer, tokenizer = files
     huge = 2**41
-    is_refused(tmp_path, {**transformer, "head.weight": hollow((huge, 48))}, tokenizer, f"(64,) instead of ({huge},)")
+    is_refused(
+        tmp_path, {**transformer, "head.weight": hollow((huge, 48))}, tokenizer, f"(64,) instead of ({huge},)"
+    )
     wrong = {**transformer, "blocks.0.ffn.fc2.weight": hollow((huge, 192))}
     is_refused(tmp_path, wrong, tokenizer, f"({huge}, 192) instead of (48, 192)")
-    is_refused(tmp_path, transformer, {**tokenizer, "post_quant_conv.weight": hollow((huge, 8, 3, 3))}, str(huge))
+    is_refused(
+        tmp_path, transformer, {**tokenizer, "post_quant_conv.weight": hollow((huge, 8, 3, 3))}, str(huge)
+    )
 
 
 def test_damaged_files(files: Any, tmp_path: Path, case: Callable):
@@ -353,17 +399,25 @@ def test_damaged_files(files: Any, tmp_path: Path, case: Callable):
         content = path.read_bytes()
         for length in (0, 1, 8, 9, 100, len(content) // 2, len(content) - 1):
             path.write_bytes(content[:length])
-            with pytest.raises(CheckpointError, match="var_d16.pth is not a .* damaged or incomplete"):
+            with pytest.raises(CheckpointError, match=r"var_d16\.pth is not a .* damaged or incomplete"):
                 VARPipeline.from_official(path, path)
-    for text in ("<!DOCTYPE html><html>404</html>", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "{}"):
+    for text in (
+        "<!DOCTYPE html><html>404</html>",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "{}",
+    ):
         path.write_text(text)
-        with pytest.raises(CheckpointError, match="var_d16.pth is not a .* damaged or incomplete"):
+        with pytest.raises(CheckpointError, match=r"var_d16\.pth is not a .* damaged or incomplete"):
             VARPipeline.from_official(path, path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [([1, 2], "holds a list, expected a dictionary"), ({"a": 1}, "no tensors .* keys are a"), ({}, "no tensors")],
+    [
+        ([1, 2], "holds a list, expected a dictionary"),
+        ({"a": 1}, "no tensors .* keys are a"),
+        ({}, "no tensors"),
+    ],
 )
 def test_files_of_something_else(content: Any, message: str, tmp_path: Path):
     path = tmp_path / "var_d16.pth"
@@ -381,7 +435,7 @@ def test_files_that_are_not_there(files: Any, tmp_path: Path):
     transformer, tokenizer = write(tmp_path, *files)
     with pytest.raises(CheckpointError, match=r"no such file or folder: '.*var_d99.pth'"):
         VARPipeline.from_official(tmp_path / "var_d99.pth")
-    with pytest.raises(CheckpointError, match="no such file or folder: 'folder/var_d16.pth'"):
+    with pytest.raises(CheckpointError, match=r"no such file or folder: 'folder/var_d16\.pth'"):
         VARPipeline.from_official("folder/var_d16.pth")
     with pytest.raises(CheckpointError, match=r"no such weight file: .*vae\.pth"):
         VARPipeline.from_official(transformer, tmp_path / "vae.pth")
@@ -433,10 +487,14 @@ def test_official_files_from_the_hub(hub: Callable, files: Any, tmp_path: Path, 
     found = VARPipeline.from_official("FoundationVision/var", depth=16, device="cpu")
     assert same(pipeline("a_basic"), found)
     assert found.name == "FoundationVision/var d16"
-    with pytest.raises(ModelNotFoundError, match=r"cannot get var_d20.pth of 'FoundationVision/var' from the hub"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"cannot get var_d20.pth of 'FoundationVision/var' from the hub"
+    ):
         VARPipeline.from_official("FoundationVision/var", depth=20)
     for depth in (None, 17):
-        with pytest.raises(CheckpointError, match=rf"depth must be one of \(16, 20, 24, 30, 36\), got {depth}"):
+        with pytest.raises(
+            CheckpointError, match=rf"depth must be one of \(16, 20, 24, 30, 36\), got {depth}"
+        ):
             VARPipeline.from_official("FoundationVision/var", depth=depth)
 
 
@@ -450,7 +508,7 @@ def test_hub_repositories_that_do_not_help(hub: Callable, files: Any):
     with pytest.raises(ModelNotFoundError, match="cannot get 'someone/nothing' from the hub"):
         VARPipeline.from_pretrained("someone/nothing")
     write(hub("FoundationVision/var"), *files)
-    with pytest.raises(ModelNotFoundError, match="not in this library's layout; .* from_official"):
+    with pytest.raises(ModelNotFoundError, match=r"not in this library's layout; .* from_official"):
         VARPipeline.from_pretrained("FoundationVision/var")
 
 
@@ -470,7 +528,9 @@ def test_round_trip_is_bit_exact(tmp_path: Path, pipeline: Callable):
 
 def test_round_trip_keeps_names_defaults_and_unusual_sizes(tmp_path: Path, tiny: Callable):
     names = ["kät", "dog", "horse", "ship", "car"]
-    pipe = tiny([(1, 1), (2, 3), (4, 5)], class_names=names, shared_aln=True, share_quant_resi=0, using_znorm=True)
+    pipe = tiny(
+        [(1, 1), (2, 3), (4, 5)], class_names=names, shared_aln=True, share_quant_resi=0, using_znorm=True
+    )
     pipe = VARPipeline(
         pipe.transformer, pipe.tokenizer, class_names=names, defaults={"top_k": 3, "ssg": {"beta": 0.9}}
     )
@@ -522,7 +582,12 @@ def saved(tmp_path: Path, tiny: Callable) -> Path:
         ("config.json", '{"family": "hart"}', CheckpointError, "family 'hart', not 'var'"),
         ("transformer/config.json", None, ModelNotFoundError, r"transformer/config.json' is missing"),
         ("transformer/config.json", '{"dept": 2}', CheckpointError, "dept"),
-        ("transformer/config.json", '{"embed_dim": "48"}', CheckpointError, "transformer/config.json' does not describe"),
+        (
+            "transformer/config.json",
+            '{"embed_dim": "48"}',
+            CheckpointError,
+            "transformer/config.json' does not describe",
+        ),
         ("transformer/config.json", '{"depth": 1, "vocab_size": -5}', CheckpointError, "does not describe"),
         ("transformer/config.json", '{"depth": 1, "patch_nums": [3, 1]}', CheckpointError, "must not shrink"),
         ("tokenizer/config.json", '{"ch": 33}', CheckpointError, "32 groups of the norms, got 33"),
@@ -546,7 +611,9 @@ def test_sizes_and_weights_that_do_not_belong_together(saved: Path):
     path = saved / "transformer" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "depth": 3}))
-    with pytest.raises(CheckpointError, match=r"missing: blocks\.2\..*Do config.json and model.safetensors belong"):
+    with pytest.raises(
+        CheckpointError, match=r"missing: blocks\.2\..*Do config.json and model.safetensors belong"
+    ):
         VARPipeline.from_pretrained(saved, device="cpu")
     path.write_text(json.dumps({**config, "num_classes": 2**41}))
     with pytest.raises(CheckpointError, match=r"class_emb.weight \(6, 32\) instead of"):
@@ -562,7 +629,9 @@ def test_a_tensor_of_another_shape_in_an_own_layout(saved: Path):
         VARPipeline.from_pretrained(saved, device="cpu")
 
 
-@pytest.mark.parametrize("name", ["cifar100", "no such model", "/nowhere/at/all", "a/b/c", "file.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["cifar100", "no such model", "/nowhere/at/all", "a/b/c", "file.safetensors"]
+)
 def test_unknown_names(name: str, hub: Callable):
     with pytest.raises(ModelNotFoundError, match=r"neither embedded \(cifar10\), nor a folder, nor a hub id"):
         VARPipeline.from_pretrained(name)

@@ -1,8 +1,8 @@
 """Every tensor of the golden cases, in float32 on the CPU.
 
-Integers are equal. The largest absolute difference of a float tensor, in units of its standard deviation, is at
-most what the acceptance table of the fixtures allows. Mistakes in details (a group-norm epsilon, the kind of GELU)
-shift some tensor by little more than that, so these limits are not to be loosened.
+Integers are equal. The largest absolute difference of a float tensor, in units of its standard deviation, is
+at most what the acceptance table of the fixtures allows. Mistakes in details (a group-norm epsilon, the kind
+of GELU) shift some tensor by little more than that, so these limits are not to be loosened.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def test_tokenizer(name: str, case: Callable, pipeline: Callable):
 def test_tokenizer_in_the_published_architecture(case: Callable, procedural: Callable):
     config, io = case("d_official_tokenizer_arch").config, case("d_official_tokenizer_arch").io
     known = VARTokenizerConfig.__dataclass_fields__
-    tokenizer = VARTokenizer(VARTokenizerConfig(**{k: v for k, v in config["tokenizer"].items() if k in known}))
+    tokenizer = VARTokenizer(
+        VARTokenizerConfig(**{k: v for k, v in config["tokenizer"].items() if k in known})
+    )
     weights = config["weights"]
     shapes = {name: tuple(value.shape) for name, value in tokenizer.state_dict().items()}
     tensors = procedural(shapes, weights["seed"], weights["rules"])
@@ -107,7 +109,12 @@ def test_tokenizer_in_the_published_architecture(case: Callable, procedural: Cal
 @pytest.mark.parametrize("name", MODELS)
 def test_the_files_spell_out_the_sizes(name: str, case: Callable, pipeline: Callable):
     config, pipe = case(name).config, pipeline(name)
-    renamed = {"embed_dim": "embed_dim", "num_heads": "num_heads", "depth": "depth", "shared_aln": "shared_aln"}
+    renamed = {
+        "embed_dim": "embed_dim",
+        "num_heads": "num_heads",
+        "depth": "depth",
+        "shared_aln": "shared_aln",
+    }
     renamed |= {"attn_l2_norm": "attn_l2_norm", "num_classes": "num_classes", "mlp_ratio": "mlp_ratio"}
     found = asdict(pipe.transformer.config)
     assert {k: found[k] for k in renamed} == {k: config["transformer"][k] for k in renamed}
@@ -133,13 +140,17 @@ def test_teacher_forcing(name: str, case: Callable, pipeline: Callable):
     out.check("tf.logits", logits)
     for i, block in enumerate(blocks if name in TRACED else []):
         out.check(f"tf.block.{i}", block)
-    out.check("tf.uncond_logits", pipe.transformer(torch.full_like(labels, pipe.transformer.null_label), inputs))
+    out.check(
+        "tf.uncond_logits", pipe.transformer(torch.full_like(labels, pipe.transformer.null_label), inputs)
+    )
     targets = torch.cat([io[f"tok.idx.{k}"] for k in range(case(name).num_steps)], dim=1)
     out.check("tf.loss", F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
     assert not out.unseen
 
 
-def run(pipe: VARPipeline, settings: dict[str, Any], labels: Tensor, **options: Any) -> tuple[Any, list[StepInfo]]:
+def run(
+    pipe: VARPipeline, settings: dict[str, Any], labels: Tensor, **options: Any
+) -> tuple[Any, list[StepInfo]]:
     """A run as the fixtures describe it, through the pipeline's call."""
     steps: list[StepInfo] = []
     out = pipe(
@@ -157,7 +168,9 @@ def run(pipe: VARPipeline, settings: dict[str, Any], labels: Tensor, **options: 
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("sampler", ["greedy", "paired", "multinomial"])  # with top_k = 1 all of them are greedy
+@pytest.mark.parametrize(
+    "sampler", ["greedy", "paired", "multinomial"]
+)  # with top_k = 1 all of them are greedy
 def test_greedy_generation(name: str, sampler: str, case: Callable, pipeline: Callable):
     pipe, this = pipeline(name), case(name)
     out = Outputs(this.io, "ar")

@@ -127,7 +127,9 @@ def test_guided_and_unguided_runs_share_their_noise(basic: VARPipeline):
     seeds = [30, 31]
     uniforms = torch.stack(
         [
-            torch.rand(basic.schedule.num_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(s))
+            torch.rand(
+                basic.schedule.num_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(s)
+            )
             for s in seeds
         ]
     )
@@ -166,7 +168,9 @@ def test_guided_logits_are_the_definition(ssg: ScaledSpatialGuidance, basic: VAR
     for k, step in enumerate(steps):
         cond, uncond = raw[k].chunk(2)
         strength = t * k / last
-        torch.testing.assert_close(step.logits, (1 + strength) * cond - strength * uncond, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            step.logits, (1 + strength) * cond - strength * uncond, rtol=1e-5, atol=1e-5
+        )
         if betas[k] == 0:
             assert step.guided is step.logits
             continue
@@ -187,12 +191,21 @@ def test_a_bare_description_takes_the_models_strength(basic: VARPipeline, case: 
 
 @pytest.mark.parametrize(
     ("scale", "rows"),
-    [(1.5, 4), (0, 2), ([0, 0, 0, 0], 2), ([0, 0, 1, 0], 4), (ClassifierFreeGuidance(1, convention="interpolate"), 2)],
+    [
+        (1.5, 4),
+        (0, 2),
+        ([0, 0, 0, 0], 2),
+        ([0, 0, 1, 0], 4),
+        (ClassifierFreeGuidance(1, convention="interpolate"), 2),
+    ],
 )
 def test_the_cost_of_classifier_free_guidance(scale: Any, rows: int, basic: VARPipeline):
     """The unconditional branch is computed only where some step needs it."""
     seen: list[int] = []
-    hooks = [b.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0]))) for b in basic.transformer.blocks]
+    hooks = [
+        b.register_forward_hook(lambda _m, args, _o: seen.append(len(args[0])))
+        for b in basic.transformer.blocks
+    ]
     basic([3, 7], guidance_scale=scale, ssg=0.5, seed=0)
     for hook in hooks:
         hook.remove()
@@ -222,7 +235,7 @@ def test_no_class_is_the_unconditional_branch(basic: VARPipeline):
     assert torch.equal(a.tokens[-1][0], a.tokens[-1][1])
 
 
-# ------------------------------------------------------------------ what a step callback sees, what comes back
+# ------------------------------------------------------------------ what a callback sees, what comes back
 
 
 def test_step_info(basic: VARPipeline):
@@ -296,7 +309,10 @@ def test_an_exception_in_the_callback_leaves_the_pipeline_usable(basic: VARPipel
 
 
 def test_threads_do_not_disturb_each_other(basic: VARPipeline):
-    jobs = [dict(labels=[3, 7], seed=0, ssg=0.9), dict(labels=[5, 1], seed=50, ssg=None, guidance_scale=4.0)] * 3
+    jobs = [
+        dict(labels=[3, 7], seed=0, ssg=0.9),
+        dict(labels=[5, 1], seed=50, ssg=None, guidance_scale=4.0),
+    ] * 3
     alone = [basic(**job, output_type="pt") for job in jobs]
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(lambda job: basic(**job, output_type="pt"), jobs))
@@ -356,19 +372,34 @@ def test_strengths_given_as_callables_are_stored_as_their_values(basic: VARPipel
         asked.append(step.index)
         return len(asked) / 4
 
-    out = basic([3, 7, 0], guidance_scale=rising, ssg=ScaledSpatialGuidance(lambda s: s.index / 3), seed=0, batch_size=1)
+    out = basic(
+        [3, 7, 0],
+        guidance_scale=rising,
+        ssg=ScaledSpatialGuidance(lambda s: s.index / 3),
+        seed=0,
+        batch_size=1,
+    )
     assert asked == [0, 1, 2, 3]
     told = json.loads(json.dumps(out.settings))
     assert told["guidance_scale"]["scale"] == [0.25, 0.5, 0.75, 1.0]
     assert told["ssg"]["beta"] == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    same = basic([3, 7, 0], guidance_scale=[0.25, 0.5, 0.75, 1.0], ssg=ScaledSpatialGuidance([0, 1 / 3, 2 / 3, 1]), seed=0)
+    same = basic(
+        [3, 7, 0],
+        guidance_scale=[0.25, 0.5, 0.75, 1.0],
+        ssg=ScaledSpatialGuidance([0, 1 / 3, 2 / 3, 1]),
+        seed=0,
+    )
     assert equal_tokens(out, same)
 
 
 def test_defaults(basic: VARPipeline, tiny: Callable):
     settings = basic(3, seed=0).settings
     assert settings["guidance_scale"]["scale"] == 1.5
-    assert (settings["top_k"], settings["top_p"], settings["temperature"]) == (64, 0.96, 1.0)  # 900 of 64 is all
+    assert (settings["top_k"], settings["top_p"], settings["temperature"]) == (
+        64,
+        0.96,
+        1.0,
+    )  # 900 of 64 is all
     assert (settings["min_p"], settings["ssg"], settings["more_smooth"]) == (0.0, None, False)
     own = tiny()
     own = VARPipeline(own.transformer, own.tokenizer, defaults={"top_k": 5, "temperature": 0.7})
@@ -502,7 +533,9 @@ def test_reconstruct(basic: VARPipeline, case: Callable):
     assert from_files.shape == found.shape
     one = basic.reconstruct(pictures[0].convert("RGBA"))
     assert len(one) == 1
-    assert np.abs(np.asarray(one[0]) / 255 - from_files[0].permute(1, 2, 0).numpy()).max() < 0.5 / 255 + ROUNDING
+    assert (
+        np.abs(np.asarray(one[0]) / 255 - from_files[0].permute(1, 2, 0).numpy()).max() < 0.5 / 255 + ROUNDING
+    )
 
 
 @pytest.mark.parametrize(
@@ -591,7 +624,9 @@ def test_tokens_that_do_not_fit(basic: VARPipeline):
 
 def test_tokenizing_at_another_resolution():
     """A tokenizer works for any list of scales whose last one is the latent's size."""
-    config = VARTokenizerConfig(vocab_size=16, z_channels=4, ch=4, ch_mult=(1, 1), norm_groups=2, patch_nums=(1, 2, 4))
+    config = VARTokenizerConfig(
+        vocab_size=16, z_channels=4, ch=4, ch_mult=(1, 1), norm_groups=2, patch_nums=(1, 2, 4)
+    )
     torch.manual_seed(0)
     tokenizer = VARTokenizer(config).eval()
     schedule = type(config.schedule).from_sides([1, 2, 3, 5, 6])
