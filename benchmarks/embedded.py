@@ -1,9 +1,9 @@
 """Measure the embedded CIFAR-10 model on held-out data, and write the figures with their conditions.
 
-    python benchmarks/embedded.py --data path/to/cifar10 --images 1000 --output docs/results/cifar10/measured.json
+    python benchmarks/embedded.py --data path/to/cifar10 --output docs/results/cifar10/measured.json
 
-``--data`` is a folder with ``test*.parquet`` in the hub's layout. Every cell of the grid (classifier-free guidance
-x SSG strength) generates ``--images`` pictures, classes in equal shares, from the same seeds.
+``--data`` is a folder with ``test*.parquet`` in the hub's layout. Every cell of the grid (classifier-free
+guidance x SSG strength) generates ``--images`` pictures, classes in equal shares, from the same seeds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from nextscale.training.tokenizer import measure_tokenizer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--model", default="cifar10")
     parser.add_argument("--classifier", default="cifar10-classifier")
@@ -43,7 +45,9 @@ def main() -> None:
     result: dict[str, object] = {
         "nextscale": nextscale.__version__,
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "held_out_images": len(held_out),
         "tokenizer": measure_tokenizer(pipe.tokenizer, held_out),
         "classifier_accuracy": accuracy(classifier, held_out),

@@ -1,6 +1,6 @@
 """Draw docs/figures/training_curves.png from the logs in docs/results/cifar10.
 
-    python docs/figures/training_curves.py
+python docs/figures/training_curves.py
 """
 
 from __future__ import annotations
@@ -29,14 +29,18 @@ def series(name: str, key: str, *, held_out: bool) -> tuple[list[float], list[fl
 def main() -> None:
     fig, axes = plt.subplots(1, 3, figsize=(12, 3.4), constrained_layout=True)
     tokenizer, transformer, classifier = axes
-    tokenizer.plot(*series("tokenizer", "psnr", held_out=False), color="0.75", lw=1, label="training batch, pooled")
+    tokenizer.plot(
+        *series("tokenizer", "psnr", held_out=False), color="0.75", lw=1, label="training batch, pooled"
+    )
     tokenizer.plot(*series("tokenizer", "psnr", held_out=True), "o-", ms=4, label="test, mean over images")
     tokenizer.set(title="Tokenizer", ylabel="PSNR (dB)")
     for scale in range(6):
         x, y = series("transformer", f"loss_{scale}", held_out=True)
         transformer.plot(x, y, "o-", ms=3, lw=1, label=f"scale {scale}")
     transformer.set(title="Transformer, test", ylabel="nats per token")
-    classifier.plot(*series("classifier", "accuracy", held_out=False), color="0.75", lw=1, label="training batch")
+    classifier.plot(
+        *series("classifier", "accuracy", held_out=False), color="0.75", lw=1, label="training batch"
+    )
     classifier.plot(*series("classifier", "accuracy", held_out=True), "o-", ms=4, label="test")
     classifier.set(title="Classifier", ylabel="accuracy")
     for axis in axes:

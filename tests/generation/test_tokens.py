@@ -115,6 +115,11 @@ def test_top_p_works_on_what_top_k_left():
     assert kept(filter_logits(logits, top_k=2, top_p=0.55)).tolist() == [True, False, False, False]
 
 
+def test_top_p_that_is_reached_exactly_needs_no_more():
+    assert kept(filter_logits(torch.zeros(4), top_p=0.5)).sum() == 2
+    assert kept(filter_logits(torch.zeros(4), top_p=0.51)).sum() == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_filters_keep_the_dtype(dtype: torch.dtype):
     logits = torch.randn(3, 16, dtype=dtype)
@@ -213,6 +218,11 @@ def test_ties_are_taken_in_the_order_of_the_vocabulary():
     at = torch.cumsum(shares[[1, 3, 4, 0, 2]], 0)
     middle = torch.cat([torch.zeros(1), at[:-1]]).double() * 0.5 + at * 0.5
     assert inverse_cdf(logits.expand(5, 5), middle).tolist() == [1, 3, 4, 0, 2]
+
+
+def test_a_number_on_a_boundary_belongs_to_the_next_token():
+    u = torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=torch.float64)
+    assert inverse_cdf(torch.zeros(4, 4), u).tolist() == [0, 1, 2, 3]
 
 
 def test_removed_tokens_are_never_chosen():

@@ -30,7 +30,12 @@ def run(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     recipes.train_tokenizer(picture_folder, root / "tokenizer-run", recipe="tiny", images=960, report=quiet)
     recipes.train_transformer(
-        picture_folder, root / "model", tokenizer=root / "tokenizer-run", recipe="tiny", images=960, report=quiet
+        picture_folder,
+        root / "model",
+        tokenizer=root / "tokenizer-run",
+        recipe="tiny",
+        images=960,
+        report=quiet,
     )
     return root
 
@@ -73,7 +78,9 @@ def test_dead_codes_come_back(pictures: ImageSource) -> None:
 
 
 def test_published_initialisation() -> None:
-    config = VARTransformerConfig(vocab_size=32, z_channels=8, num_classes=4, depth=3, embed_dim=96, num_heads=4)
+    config = VARTransformerConfig(
+        vocab_size=32, z_channels=8, num_classes=4, depth=3, embed_dim=96, num_heads=4
+    )
     model = VARTransformer(replace(config, patch_nums=(1, 2, 4)))
     init_transformer(model.requires_grad_(False), seed=3)
     std = math.sqrt(1 / (3 * 96))
@@ -112,11 +119,19 @@ def test_a_stage_trains_on_a_prefix_of_the_scales(run: Path, pictures: ImageSour
     torch.testing.assert_close(prefix, whole[:, :14], rtol=1e-4, atol=1e-5)
     with pytest.raises(InvalidArgumentError, match="a stage is"):
         TransformerTask(
-            pipe.transformer, pipe.tokenizer, tokens, pictures.labels, tokens, pictures.labels, stages=((2, 3),)
+            pipe.transformer,
+            pipe.tokenizer,
+            tokens,
+            pictures.labels,
+            tokens,
+            pictures.labels,
+            stages=((2, 3),),
         )
 
 
-def test_the_classifier_learns_and_whitens(picture_folder: Path, pictures: ImageSource, tmp_path: Path) -> None:
+def test_the_classifier_learns_and_whitens(
+    picture_folder: Path, pictures: ImageSource, tmp_path: Path
+) -> None:
     model = recipes.train_classifier(picture_folder, tmp_path, recipe="tiny", images=800, report=quiet)
     images = to_float(pictures.batch(range(60)))
     model.eval()
@@ -130,9 +145,13 @@ def test_the_classifier_learns_and_whitens(picture_folder: Path, pictures: Image
     torch.testing.assert_close(torch.cov(out), torch.eye(12), atol=0.02, rtol=0)
 
 
-def test_recipes_take_overrides_and_refuse_what_they_do_not_know(picture_folder: Path, tmp_path: Path) -> None:
+def test_recipes_take_overrides_and_refuse_what_they_do_not_know(
+    picture_folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InvalidArgumentError, match=r"no tokenizer recipe 'huge'; known: cifar10, tiny"):
         recipes.train_tokenizer(picture_folder, tmp_path, recipe="huge")
     with pytest.raises(InvalidArgumentError, match="unknown settings learning_rate"):
         recipes.train_tokenizer(picture_folder, tmp_path, learning_rate=1)
+    with pytest.raises(InvalidArgumentError, match="size must be one of 32, 64, 128, 256 pixels, got 48"):
+        recipes.train_tokenizer(picture_folder, tmp_path, size=48)
     assert recipes.recipe_names("classifier") == ("cifar10", "tiny")

@@ -8,15 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.training.data import ImageSource
 from nextscale.training.tokenizer import TokenizerTask
 from nextscale.training.trainer import CHECKPOINT, LOG, TrainSettings, autocast_dtype, train
-from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 
 CONFIG = VARTokenizerConfig(
-    vocab_size=16, z_channels=4, ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, norm_groups=4, patch_nums=(1, 2, 4, 8)
+    vocab_size=16,
+    z_channels=4,
+    ch=8,
+    ch_mult=(1, 1, 1),
+    num_res_blocks=1,
+    norm_groups=4,
+    patch_nums=(1, 2, 4, 8),
 )
-SETTINGS = TrainSettings(batch_size=8, images=96, lr=1e-3, log_every=1, eval_minutes=1000, checkpoint_minutes=1000)
+SETTINGS = TrainSettings(
+    batch_size=8, images=96, lr=1e-3, log_every=1, eval_minutes=1000, checkpoint_minutes=1000
+)
 
 
 def quiet(record: dict, step: int, total: int) -> None:

@@ -77,8 +77,8 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code.
 
-    0: done. 2: bad input, with one line ``error: …`` on stderr. 1: the disk is full, say, or nobody reads stdout any more.
-    130: interrupted.
+    0: done. 2: bad input, with one line ``error: …`` on stderr. 1: the disk is full, say, or nobody reads
+    stdout any more. 130: interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -85,7 +85,6 @@ BatchSize = Annotated[int | None, _setting("--batch-size", "N", "Pictures per it
 Rate = Annotated[float | None, _setting("--lr", "X", "Peak learning rate.")]
 Dtype = Annotated[str | None, _setting("--dtype", "NAME", "Autocast: auto, float32 or bfloat16.")]
 Seed = Annotated[int | None, _setting("--seed", "N", "Of everything random.")]
-Compile = Annotated[bool | None, _setting("--compile/--no-compile", "", "Use torch.compile.")]
 Device = Annotated[
     str, typer.Option("--device", metavar="NAME", help="cpu, cuda, mps or auto.", rich_help_panel="Settings")
 ]
@@ -121,7 +120,6 @@ def tokenizer(
     lr: Rate = None,
     dtype: Dtype = None,
     seed: Seed = None,
-    compile: Compile = None,
     device: Device = "auto",
 ) -> None:
     """Train a tokenizer: pictures to token maps and back.
@@ -129,7 +127,7 @@ def tokenizer(
     Reports codebook usage and reconstruction error per scale.
     """
     options.require_positive({"--size": size})
-    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, compile, device)
+    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, device)
     _train("tokenizer", data, output, size=size, **settings)
 
 
@@ -155,11 +153,10 @@ def transformer(
     lr: Rate = None,
     dtype: Dtype = None,
     seed: Seed = None,
-    compile: Compile = None,
     device: Device = "auto",
 ) -> None:
     """Train a transformer on token maps; gives a complete model."""
-    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, compile, device)
+    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, device)
     _train("transformer", data, output, tokenizer=tokenizer, **settings)
 
 
@@ -179,11 +176,10 @@ def classifier(
     lr: Rate = None,
     dtype: Dtype = None,
     seed: Seed = None,
-    compile: Compile = None,
     device: Device = "auto",
 ) -> None:
     """Train the small classifier that measures pictures."""
-    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, compile, device)
+    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, device)
     _train("classifier", data, output, **settings)
 
 
@@ -196,7 +192,6 @@ def _settings(
     lr: float | None,
     dtype: str | None,
     seed: int | None,
-    compile: bool | None,
     device: str,
 ) -> dict[str, Any]:
     """What all three kinds take, by the names of the recipes' functions."""
@@ -209,7 +204,6 @@ def _settings(
         lr=lr,
         dtype=dtype,
         seed=seed,
-        compile=compile,
         device=device,
     )
 

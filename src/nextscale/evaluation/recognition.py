@@ -18,7 +18,7 @@ CLASSIFIER = "cifar10-classifier"
 
 
 def load_classifier(name: str | Path = CLASSIFIER, *, device: str = "auto") -> SmallClassifier:
-    """The classifier that ships in the package, or one from a folder that ``nextscale train classifier`` wrote."""
+    """The classifier that ships in the package, or one from a folder of ``nextscale train classifier``."""
     return load_module(
         lambda c: SmallClassifier(ClassifierConfig(**c)), locate(name), place(device, "float32")
     )
@@ -36,7 +36,7 @@ def recognised(
     wanted = torch.as_tensor(labels)
     if images.ndim != 4 or images.shape[1:] != (3, 32, 32) or len(images) != len(wanted):
         raise InvalidArgumentError(
-            f"expected pictures (B, 3, 32, 32) and as many labels, got {tuple(images.shape)} and {len(wanted)}"
+            f"expected pictures (B, 3, 32, 32), a label each; got {tuple(images.shape)} and {len(wanted)}"
         )
     rounded = (images * 255).round() / 127.5 - 1
     device = next(classifier.parameters()).device

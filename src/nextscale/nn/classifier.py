@@ -1,7 +1,7 @@
 """A small convolutional classifier for 32-pixel pictures: the ruler that quality is measured with offline.
 
-The layout follows what is known to train fast on CIFAR-10: a fixed whitening of 2x2 patches, three stages of two
-convolutions that shrink early, and a final maximum over the picture.
+The layout follows what is known to train fast on CIFAR-10: a fixed whitening of 2x2 patches, three stages of
+two convolutions that shrink early, and a final maximum over the picture.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SmallClassifier(nn.Module):
 
     @torch.no_grad()
     def set_whitening(self, images: Tensor, *, eps: float = 5e-4) -> None:
-        """Fix the first convolution so that 2x2 patches of such pictures come out uncorrelated with unit variance.
+        """Fix the first convolution so that 2x2 patches come out uncorrelated and with unit variance.
 
         images: ``(N, 3, 32, 32)`` in [-1, 1]. Every direction appears with both signs.
         """

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from nextscale.errors import InvalidArgumentError
 from nextscale.scales import Grid, ScaleSchedule
 
+NEAREST_ROWS = 2048
+
 
 def shrink(x: Tensor, grid: Grid) -> Tensor:
     """Average ``(B, C, h, w)`` over the cells of a coarser grid; cells overlap where sizes do not divide."""
@@ -149,9 +151,12 @@ class MultiScaleQuantizer(nn.Module):
         codebook = self.embedding.weight.float()
         if self.using_znorm:
             return (F.normalize(z, dim=-1) @ F.normalize(codebook, dim=-1).T).argmax(-1)
-        # |z|^2 is the same for all codes and drops out of the comparison.
-        distance = codebook.square().sum(-1) - 2 * (z @ codebook.T)
-        return distance.argmin(-1)
+        # |z|^2 is the same for all codes and drops out of the comparison. Rows go in portions whose distances
+        # stay in the processor's cache.
+        bias, rows = codebook.square().sum(-1), z.reshape(-1, z.shape[-1])
+        parts = rows.split(NEAREST_ROWS)
+        found = [torch.addmm(bias, part, codebook.T, alpha=-2).argmin(-1) for part in parts]
+        return torch.cat(found).view(z.shape[:-1])
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """Token map ``(B, h, w)`` -> code vectors ``(B, z, h, w)`` float32."""

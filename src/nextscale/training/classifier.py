@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextscale.nn.classifier import SmallClassifier
 from nextscale.training.data import ImageSource, to_float
@@ -49,15 +49,17 @@ class ClassifierTask:
         top, left = torch.randint(2 * self.shift + 1, (2, n))
         rows = (top[:, None] + torch.arange(h))[:, None, :, None]
         columns = (left[:, None] + torch.arange(w))[:, None, None, :]
-        return padded[torch.arange(n)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, columns]
+        return padded[
+            torch.arange(n)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, columns
+        ]
 
     def after_step(self, step: int, total: int) -> None:
         """Nothing to do."""
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        return {"accuracy": accuracy(model, self.held_out)}  # type: ignore[arg-type]
+    def evaluate(self, model: SmallClassifier) -> dict[str, float]:
+        return {"accuracy": accuracy(model, self.held_out)}
 
-    def sample(self, model: nn.Module, path: Path) -> None:
+    def sample(self, model: SmallClassifier, path: Path) -> None:
         """Held-out pictures the classifier is most certain of and wrong about."""
         rows = torch.arange(min(1000, len(self.held_out)))
         images, labels = to_float(self.held_out.batch(rows)), self.held_out.labels[rows]
@@ -67,8 +69,8 @@ class ClassifierTask:
         worst = torch.where(guess == labels, -1.0, sure).argsort(descending=True)[:24]
         save_grid(images[worst], path, columns=8)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        save_module(model, model.config.to_dict(), folder / "classifier")  # type: ignore[operator, union-attr]
+    def save(self, model: SmallClassifier, folder: Path) -> None:
+        save_module(model, model.config.to_dict(), folder / "classifier")
 
 
 @torch.inference_mode()

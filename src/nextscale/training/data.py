@@ -58,7 +58,9 @@ class ImageSource:
         rows = torch.as_tensor(rows)
         if self.cache is not None:
             return self.cache[rows]
-        places = torch.rand(len(rows), 2, generator=generator) if generator else torch.full((len(rows), 2), 0.5)
+        places = (
+            torch.rand(len(rows), 2, generator=generator) if generator else torch.full((len(rows), 2), 0.5)
+        )
         with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
             return torch.stack(
                 list(pool.map(lambda r, p: _crop(self.read(int(r)), self.size, p), rows, places.tolist()))
@@ -68,7 +70,9 @@ class ImageSource:
         """Only these rows, in this order."""
         picked = rows.tolist()
         cache = None if self.cache is None else self.cache[rows]
-        return ImageSource(lambda row: self.read(picked[row]), self.labels[rows], self.class_names, self.size, cache)
+        return ImageSource(
+            lambda row: self.read(picked[row]), self.labels[rows], self.class_names, self.size, cache
+        )
 
     def with_cache(self) -> ImageSource:
         """Itself with every picture decoded, if they all have the target size and fit in memory."""
@@ -101,11 +105,18 @@ def open_images(source: str | Path, *, size: int, split: str | None = None) -> I
         return _open_parquet([path], size).with_cache()
     if path.is_dir():
         parquet = sorted(path.glob(f"{split or ''}*.parquet"))
-        opened = _open_parquet(parquet, size) if parquet else _open_folder(path / split if split else path, size)
+        opened = (
+            _open_parquet(parquet, size) if parquet else _open_folder(path / split if split else path, size)
+        )
         return opened.with_cache()
     if path.suffix or len(path.parts) > 2 or path.is_absolute():
         raise DataError(f"no such file or folder: {str(source)!r}")
-    return _open_hub(str(source), split or "train", size).with_cache()
+    try:
+        return _open_hub(str(source), split or "train", size).with_cache()
+    except MissingDependencyError as error:
+        raise DataError(
+            f"no such file or folder: {str(source)!r}; as a data set of the hub, {error}"
+        ) from None
 
 
 def _open_folder(root: Path, size: int) -> ImageSource:
@@ -219,6 +230,8 @@ def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[
     epoch, skip = divmod(start, per_epoch)
     while True:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(count, generator=generator)[: per_epoch * batch_size].view(per_epoch, batch_size)
+        order = torch.randperm(count, generator=generator)[: per_epoch * batch_size].view(
+            per_epoch, batch_size
+        )
         yield from order[skip:]
         epoch, skip = epoch + 1, 0

@@ -1,4 +1,4 @@
-"""What to train and how, by name: every recipe is a function of nothing, and every entry point takes a recipe.
+"""What to train and how, by name: a recipe is a function of nothing, and every entry point takes one.
 
 The command line calls the three ``train_*`` functions. A recipe's settings can be overridden one by one.
 """
@@ -25,6 +25,7 @@ from nextscale.training.trainer import Reporter, TrainSettings, print_report, tr
 from nextscale.training.transformer import TransformerTask, cached_tokens, init_transformer
 from nextscale.weights.layout import load_module, locate
 
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HELD_OUT_IMAGES = 1000  # that the transformer's held-out loss is measured on
 
 
@@ -38,12 +39,16 @@ class TokenizerRecipe:
 
 @dataclass(frozen=True)
 class TransformerRecipe:
-    """``config`` gets its vocabulary, code width, scales and classes from the tokenizer and the data."""
+    """``config`` gets its vocabulary, code width, scales and classes from the tokenizer and the data.
+
+    class_names: for data that do not name their classes, if there are as many.
+    """
 
     config: VARTransformerConfig
     settings: TrainSettings
     flip: bool = True
     label_dropout: float = 0.1
+    class_names: tuple[str, ...] = ()
     stages: tuple[tuple[float, int], ...] = ()
 
 
@@ -84,8 +89,11 @@ def cifar10_transformer() -> TransformerRecipe:
     """The transformer of the embedded model; the coarse scales first, where the class is decided."""
     return TransformerRecipe(
         VARTransformerConfig(depth=6, embed_dim=192, num_heads=6, drop_path=0.0),
-        TrainSettings(batch_size=32, images=150_000, lr=1.5e-3, warmup=0.02, betas=(0.9, 0.95), clip=1.0, ema=0.998),
+        TrainSettings(
+            batch_size=32, images=150_000, lr=1.5e-3, warmup=0.02, betas=(0.9, 0.95), clip=1.0, ema=0.998
+        ),
         flip=False,
+        class_names=CIFAR10_CLASSES,
         stages=((0.6, 4), (0.2, 5)),
     )
 
@@ -94,7 +102,9 @@ def cifar10_classifier() -> ClassifierRecipe:
     """The classifier whose features are the offline feature space."""
     return ClassifierRecipe(
         ClassifierConfig(num_classes=10, widths=(32, 128, 160)),
-        TrainSettings(batch_size=128, images=500_000, lr=6e-3, warmup=0.2, weight_decay=0.05, clip=5.0, ema=0.0),
+        TrainSettings(
+            batch_size=128, images=500_000, lr=6e-3, warmup=0.2, weight_decay=0.05, clip=5.0, ema=0.0
+        ),
     )
 
 
@@ -145,17 +155,19 @@ def train_tokenizer(
 ) -> VARTokenizer:
     """Train a tokenizer on pictures; see :func:`open_images` for what ``data`` can be.
 
-    size: pixels per side. held_out: other data to measure on; by default the ``test`` split of ``data`` where
-    there is one, else its last pictures, which are then not trained on.
+    size: pixels per side; the scales are the known list that ends at the latent of this size.
+    held_out: other data to measure on; by default the ``test`` split of ``data`` where there is one, else one
+        picture in twenty, at most 2,000, which are then not trained on.
     output: gets ``tokenizer/`` (weights), ``log.jsonl``, ``checkpoint.pt`` and sample pictures.
     overrides: fields of :class:`TrainSettings`; ``None`` keeps the recipe's.
     """
     chosen: TokenizerRecipe = _recipe("tokenizer", recipe, overrides)
+    config = replace(chosen.config, patch_nums=_sides(size, chosen.config.reduction))
     training, held = _splits(data, held_out, size)
     torch.manual_seed(chosen.settings.seed)
-    model = VARTokenizer(chosen.config).to(place(device).device)
+    model = VARTokenizer(config).to(place(device).device)
     task = TokenizerTask(model, training, held, flip=chosen.flip, revive_every=chosen.revive_every)
-    return train(task, chosen.settings, Path(output), resume=resume, report=report)  # type: ignore[return-value]
+    return train(task, chosen.settings, Path(output), resume=resume, report=report)
 
 
 def train_transformer(
@@ -173,7 +185,7 @@ def train_transformer(
     """Train a transformer on the token maps of a trained tokenizer.
 
     tokenizer: the ``tokenizer`` folder of a run, the run's folder, or a model's name.
-    output: becomes a complete model folder for :meth:`VARPipeline.from_pretrained`, beside log and checkpoint.
+    output: becomes a complete model folder for :meth:`VARPipeline.from_pretrained`, with log and checkpoint.
     """
     chosen: TransformerRecipe = _recipe("transformer", recipe, overrides)
     placement = place(device, "float32")
@@ -190,6 +202,8 @@ def train_transformer(
         patch_nums=vae.config.patch_nums,
         num_classes=training.num_classes,
     )
+    known = chosen.class_names if len(chosen.class_names) == config.num_classes else ()
+    names = training.class_names or known
     model = VARTransformer(config)
     init_transformer(model, seed=chosen.settings.seed)
     task = TransformerTask(
@@ -199,11 +213,11 @@ def train_transformer(
         training.labels,
         cached_tokens(vae, held, output / "tokens-held-out.pt", flip=False),
         held.labels,
-        class_names=training.class_names,
+        class_names=names,
         label_dropout=chosen.label_dropout,
         stages=chosen.stages,
     )
-    return train(task, chosen.settings, output, resume=resume, report=report)  # type: ignore[return-value]
+    return train(task, chosen.settings, output, resume=resume, report=report)
 
 
 def train_classifier(
@@ -230,7 +244,7 @@ def train_classifier(
         shift=chosen.shift,
         label_smoothing=chosen.label_smoothing,
     )
-    return train(task, chosen.settings, Path(output), resume=resume, report=report)  # type: ignore[return-value]
+    return train(task, chosen.settings, Path(output), resume=resume, report=report)
 
 
 def load_tokenizer(source: str | Path, placement: Placement) -> VARTokenizer:
@@ -241,13 +255,25 @@ def load_tokenizer(source: str | Path, placement: Placement) -> VARTokenizer:
     return load_module(lambda c: VARTokenizer(VARTokenizerConfig(**c)), folder, placement)
 
 
+def _sides(size: int, reduction: int) -> tuple[int, ...]:
+    """The known list of scales whose last one is the latent of pictures of this size."""
+    known = {sides[-1] * reduction: sides for sides in PRESETS.values()}
+    if size not in known:
+        raise InvalidArgumentError(
+            f"size must be one of {', '.join(map(str, sorted(known)))} pixels, got {size}"
+        )
+    return known[size]
+
+
 def _recipe(kind: str, name: str, overrides: Mapping[str, Any]) -> Any:
     if name not in RECIPES[kind]:
         raise InvalidArgumentError(f"no {kind} recipe {name!r}; known: {', '.join(RECIPES[kind])}")
     known = {f.name for f in fields(TrainSettings)}
     unknown = set(overrides) - known
     if unknown:
-        raise InvalidArgumentError(f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+        raise InvalidArgumentError(
+            f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
+        )
     recipe = RECIPES[kind][name]()
     given = {k: v for k, v in overrides.items() if v is not None}
     return replace(recipe, settings=replace(recipe.settings, **given))

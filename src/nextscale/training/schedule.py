@@ -13,7 +13,14 @@ NAMES = ("cos", "lin", "lin0", "lin00", "exp", "lin<T>")
 
 
 def learning_rate(
-    step: int, *, peak: float, warmup: int, total: int, shape: str = "cos", start: float = 0.005, end: float = 0.01
+    step: int,
+    *,
+    peak: float,
+    warmup: int,
+    total: int,
+    shape: str = "cos",
+    start: float = 0.005,
+    end: float = 0.01,
 ) -> float:
     """Learning rate of iteration ``step`` (from 0) out of ``total``.
 

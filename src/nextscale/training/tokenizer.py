@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.nn.quantizer import shrink
@@ -20,8 +20,8 @@ class TokenizerTask:
 
     flip: mirror half of the pictures.
     revive_every: iterations between revivals of dead codes (those no position chose since the last revival);
-        a revived code takes the place of a residual the encoder produced just now. Revivals end at 70 % of the
-        run, so that the last codes have time to settle.
+        a revived code takes the place of a residual the encoder produced just now. Revivals end at 70 % of
+        the run, so that the last codes have time to settle.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class TokenizerTask:
         revive_every: int = 100,
         eval_images: int = 2000,
     ) -> None:
-        self.model: VARTokenizer = model
+        self.model = model
         self.data, self.held_out = data, held_out
         self.num_examples = len(data)
         self.flip, self.revive_every = flip, revive_every
@@ -80,18 +80,16 @@ class TokenizerTask:
         drawn = drawn[torch.randperm(len(drawn))[: len(dead)]]
         quantizer.embedding.weight[dead.to(drawn.device)] = drawn.to(quantizer.embedding.weight.dtype)
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        return measure_tokenizer(model, self.held_out, self.eval_rows)  # type: ignore[arg-type]
+    def evaluate(self, model: VARTokenizer) -> dict[str, float]:
+        return measure_tokenizer(model, self.held_out, self.eval_rows)
 
-    def sample(self, model: nn.Module, path: Path) -> None:
+    def sample(self, model: VARTokenizer, path: Path) -> None:
         """Eight originals above their reconstructions."""
-        assert_type: VARTokenizer = model  # type: ignore[assignment]
         images = to_float(self.held_out.batch(self.eval_rows[:8]))
-        save_grid(torch.cat([images, assert_type.decode(assert_type.encode(images)).cpu()]), path, columns=8)
+        save_grid(torch.cat([images, model.decode(model.encode(images)).cpu()]), path, columns=8)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        config = model.config.to_dict()  # type: ignore[operator, union-attr]
-        save_module(model, config, folder / "tokenizer")
+    def save(self, model: VARTokenizer, folder: Path) -> None:
+        save_module(model, model.config.to_dict(), folder / "tokenizer")
 
 
 def psnr(mean_squared_error: Tensor) -> Tensor:
@@ -105,8 +103,8 @@ def measure_tokenizer(
 ) -> dict[str, float]:
     """Reconstruction and codebook figures on real pictures.
 
-    Returns ``psnr`` (mean over pictures of each one's PSNR in dB, pixels rounded to 8 bit), ``psnr_pooled`` (of
-    the mean squared error over all pixels), ``codebook_used`` (share of codes chosen at least once),
+    Returns ``psnr`` (mean over pictures of each one's PSNR in dB, pixels rounded to 8 bit), ``psnr_pooled``
+    (of the mean squared error over all pixels), ``codebook_used`` (share of codes chosen at least once),
     ``perplexity`` of the code histogram, and per scale k ``mse_k`` (of the latent, after that scale) and
     ``used_k`` (share of codes that scale chose).
     """

@@ -1,7 +1,7 @@
-"""The one training loop: optimiser, averaging of weights, schedule, log, checkpoints that resume without loss.
+"""The one training loop: optimiser, averaged weights, schedule, log, checkpoints that resume without loss.
 
-What is trained is a :class:`Task`; it knows its loss, its evaluation and its pictures. Every random decision of
-iteration i comes from (seed, i), so a run that is killed and resumed sees what an uninterrupted one would have.
+What is trained is a :class:`Task`; it knows its loss, its evaluation and its pictures. Every random decision
+of iteration i comes from (seed, i), so a run that is killed and resumed sees what an uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,13 @@ from nextscale.training.schedule import learning_rate, weight_decay
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class Task(Protocol):
+
+class Task(Protocol[Model]):
     """Something to train."""
 
-    model: nn.Module
+    model: Model
     num_examples: int
     state: dict[str, Tensor]
     """What upkeep remembers between iterations, changed in place; checkpoints store it."""
@@ -44,15 +46,15 @@ class Task(Protocol):
         """Upkeep between iterations that is not gradient descent."""
         ...
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: Model) -> dict[str, float]:
         """Figures on held-out data, with the averaged weights."""
         ...
 
-    def sample(self, model: nn.Module, path: Path) -> None:
+    def sample(self, model: Model, path: Path) -> None:
         """A picture of what the model does now."""
         ...
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: Model, folder: Path) -> None:
         """The averaged weights in the layout that pipelines load."""
         ...
 
@@ -83,7 +85,6 @@ class TrainSettings:
     log_every: int = 20
     eval_minutes: float = 5.0
     checkpoint_minutes: float = 5.0
-    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "images", "lr", "log_every"):
@@ -110,14 +111,14 @@ def print_report(record: dict[str, Any], step: int, total: int) -> None:
 
 
 def train(
-    task: Task,
+    task: Task[Model],
     settings: TrainSettings,
     output: Path,
     *,
     resume: bool = True,
     report: Reporter = print_report,
     stop_after: int | None = None,
-) -> nn.Module:
+) -> Model:
     """Train a task to the end of its settings and return the averaged model.
 
     output: folder for the checkpoint, ``log.jsonl``, pictures and the final weights.
@@ -127,7 +128,6 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     run = _Run.start(task, settings, output, resume=resume)
     dtype = autocast_dtype(settings.dtype, run.device)
-    loss_of = torch.compile(task.loss) if settings.compile else task.loss
     task.model.train()
     until = run.total if stop_after is None else min(run.total, run.step + stop_after)
     with contextlib.closing(_Log(output / LOG, run.step)) as log:
@@ -136,7 +136,7 @@ def train(
                 break
             torch.manual_seed(settings.seed * 1_000_003 + run.step)
             with torch.autocast(run.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                loss, metrics = loss_of(rows, run.step, run.total)
+                loss, metrics = task.loss(rows, run.step, run.total)
             if not run.descend(loss):
                 continue
             task.after_step(run.step, run.total)
@@ -157,7 +157,11 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype:
     """The autocast dtype by name; "auto" is bfloat16 where hardware multiplies it, else float32."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
-        native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = (
+            device.type == "cuda"
+            or torch.cpu._is_avx512_bf16_supported()
+            or torch.cpu._is_amx_tile_supported()
+        )
         return torch.bfloat16 if native else torch.float32
     if name not in known:
         raise InvalidArgumentError(f"unknown dtype {name!r}; known: auto, {', '.join(known)}")
@@ -165,13 +169,13 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 @dataclass
-class _Run:
+class _Run(Generic[Model]):
     """The moving parts of a run: what a checkpoint stores."""
 
-    task: Task
+    task: Task[Model]
     settings: TrainSettings
     output: Path
-    averaged: nn.Module
+    averaged: Model
     optimizer: torch.optim.Optimizer
     step: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -181,7 +185,7 @@ class _Run:
     last: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, task: Task, settings: TrainSettings, output: Path, *, resume: bool) -> _Run:
+    def start(cls, task: Task[Model], settings: TrainSettings, output: Path, *, resume: bool) -> _Run[Model]:
         averaged = copy.deepcopy(task.model).eval().requires_grad_(False)
         groups = _decay_groups(task.model.named_parameters())
         optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
@@ -203,19 +207,26 @@ class _Run:
         """One optimiser step; False when the loss is not finite and the batch was skipped."""
         s = self.settings
         rate = learning_rate(
-            self.step, peak=s.lr, warmup=round(s.warmup * self.total), total=self.total, shape=s.shape, end=s.end
+            self.step,
+            peak=s.lr,
+            warmup=round(s.warmup * self.total),
+            total=self.total,
+            shape=s.shape,
+            end=s.end,
         )
         decay = weight_decay(self.step, start=s.weight_decay, end=s.weight_decay, total=self.total)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate, decay if group["decays"] else 0.0
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), s.clip)
         if not torch.isfinite(self.norm):
             self.skipped += 1
             self.step += 1
             if self.skipped > 100:
-                raise CheckpointError(f"100 iterations had gradients that are not finite; lr {s.lr} is too high")
+                raise CheckpointError(
+                    f"100 iterations had gradients that are not finite; lr {s.lr} is too high"
+                )
             return False
         self.optimizer.step()
         self._average()
@@ -224,7 +235,8 @@ class _Run:
     def _average(self) -> None:
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            average, now = list(self.averaged.parameters()), list(self.task.model.parameters())
+            average: list[Tensor] = list(self.averaged.parameters())
+            now: list[Tensor] = list(self.task.model.parameters())
             torch._foreach_lerp_(average, now, 1 - decay)
             for a, b in zip(self.averaged.buffers(), self.task.model.buffers(), strict=True):
                 a.copy_(b)
@@ -269,7 +281,9 @@ class _Run:
         }
         partial = self.output / (CHECKPOINT + ".partial")
         torch.save(state, partial)
-        os.replace(partial, self.output / CHECKPOINT)  # a kill leaves the old checkpoint or the new one, whole
+        os.replace(
+            partial, self.output / CHECKPOINT
+        )  # a kill leaves the old checkpoint or the new one, whole
 
     def load(self) -> None:
         path = self.output / CHECKPOINT
@@ -290,10 +304,13 @@ class _Run:
 def _decay_groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
     """Vectors, biases and position tables are exempt from weight decay (VAR's published rule)."""
     exempt = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul")
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, p in parameters:
         if p.requires_grad:
-            (free if p.ndim <= 1 or name.endswith("bias") or any(e in name for e in exempt) else decayed).append(p)
+            (
+                free if p.ndim <= 1 or name.endswith("bias") or any(e in name for e in exempt) else decayed
+            ).append(p)
     return [{"params": decayed, "decays": True}, {"params": free, "decays": False}]
 
 

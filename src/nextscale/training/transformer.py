@@ -75,7 +75,9 @@ def cached_tokens(tokenizer: VARTokenizer, data: ImageSource, path: Path, *, fli
     if path.exists():
         tokens: Tensor = torch.load(path, weights_only=True)
         if tokens.shape != (1 + flip, len(data), tokenizer.schedule.num_tokens):
-            raise DataError(f"{str(path)!r} holds tokens of other data; delete it or use another output folder")
+            raise DataError(
+                f"{str(path)!r} holds tokens of other data; delete it or use another output folder"
+            )
         return tokens
     tokens = encode_dataset(tokenizer, data, flip=flip)
     partial = path.with_suffix(".partial")
@@ -89,8 +91,8 @@ class TransformerTask:
 
     tokens: ``(1 or 2, N, L)`` from :func:`encode_dataset`; with two sets each draw takes one at random.
     label_dropout: share of the labels replaced by "no class", which is what classifier-free guidance needs.
-    stages: ``(share of the run, number of scales)`` pairs: train on the coarsest scales first, where the class
-        is decided and a step costs a fraction. The rest of the run trains on all scales.
+    stages: ``(share of the run, number of scales)`` pairs: train on the coarsest scales first, where the
+        class is decided and a step costs a fraction. The rest of the run trains on all scales.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class TransformerTask:
         for share, scales in stages:
             if not (0 < share < 1 and 2 <= scales <= model.schedule.num_steps):
                 raise InvalidArgumentError(
-                    f"a stage is (share of the run, number of scales), such as (0.3, 4); got {(share, scales)}"
+                    f"a stage is (share of the run, number of scales), as in (0.3, 4); got {(share, scales)}"
                 )
         self.model, self.tokenizer = model, tokenizer
         self.tokens, self.labels = tokens, labels
@@ -168,29 +170,29 @@ class TransformerTask:
         """Nothing to do."""
 
     @torch.inference_mode()
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
+    def evaluate(self, model: VARTransformer) -> dict[str, float]:
         """Held-out loss in nats per token, over all positions and per scale."""
         tokens, labels = self.held_out
         schedule = self.model.schedule
         sums = torch.zeros(schedule.num_tokens, dtype=torch.float64)
         for rows in torch.arange(len(labels)).split(100):
-            logits, targets = self._predict(model, tokens[rows], labels[rows], schedule.num_steps)  # type: ignore[arg-type]
+            logits, targets = self._predict(model, tokens[rows], labels[rows], schedule.num_steps)
             losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
             sums += losses.sum(0).double().cpu()
         mean = sums / len(labels)
         per_scale = {f"loss_{k}": float(mean[schedule.span(k)].mean()) for k in range(schedule.num_steps)}
         return {"loss": float(mean.mean()), **per_scale}
 
-    def sample(self, model: nn.Module, path: Path) -> None:
+    def sample(self, model: VARTransformer, path: Path) -> None:
         """A row of four pictures per class (of the first ten), always from the same seeds."""
         pipe = self._pipeline(model)
         labels = [c for c in range(min(10, self.model.config.num_classes)) for _ in range(4)]
         out = pipe(labels, seed=0, batch_size=len(labels), output_type="pt")
         save_grid(out.images * 2 - 1, path, columns=8)
 
-    def save(self, model: nn.Module, folder: Path) -> None:
+    def save(self, model: VARTransformer, folder: Path) -> None:
         """A complete model folder: transformer, tokenizer, class names and defaults."""
         self._pipeline(model).save_pretrained(folder)
 
-    def _pipeline(self, model: nn.Module) -> VARPipeline:
-        return VARPipeline(model, self.tokenizer, class_names=self.class_names)  # type: ignore[arg-type]
+    def _pipeline(self, model: VARTransformer) -> VARPipeline:
+        return VARPipeline(model, self.tokenizer, class_names=self.class_names)

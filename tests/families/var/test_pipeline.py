@@ -73,6 +73,15 @@ def test_alone_in_batches_and_beside_others(ssg: float | None, more_smooth: bool
             torch.testing.assert_close(other.images[row], together.images[i], rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("ssg", [None, 0.6])
+def test_neighbours_do_not_change_a_bit(ssg: float | None, basic: VARPipeline):
+    """With the batch size left as it is, sums keep their order, whatever the other labels and seeds are."""
+    a = basic([1, 3, 2], seed=[5, 9, 6], ssg=ssg, output_type="pt")
+    b = basic([8, 3, None], seed=[70, 9, 80], ssg=ssg, output_type="pt")
+    assert torch.equal(a.images[1], b.images[1])
+    assert not torch.equal(a.images[0], b.images[0])
+
+
 def test_the_same_call_gives_the_same_bits(basic: VARPipeline):
     a, b = (basic([3, 7], seed=4, ssg=0.6, output_type="pt") for _ in range(2))
     assert equal_tokens(a, b)
@@ -428,7 +437,7 @@ def test_class_names(tiny: Callable):
 # ------------------------------------------------------------------ precision
 
 
-@pytest.mark.parametrize(("dtype", "allowed"), [("bfloat16", 0.15), ("float16", 0.02)])
+@pytest.mark.parametrize(("dtype", "allowed"), [("bfloat16", 0.06), ("float16", 0.01)])
 def test_half_precision_on_the_cpu(dtype: str, allowed: float, case: Callable, pipeline: Callable):
     """The same tokens decoded in half precision are close, and runs of its own give sensible pictures."""
     basic, half = pipeline("b_shared_adaln"), case("b_shared_adaln").load(device="cpu", dtype=dtype)
