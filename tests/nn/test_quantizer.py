@@ -171,6 +171,17 @@ def test_phi_mixes_its_input_back_in(ratio: float):
 # ------------------------------------------------------------------ quantizing
 
 
+@pytest.mark.parametrize("shape", [(5000,), (3, 50, 50), (1,), (2, 1, 1)])
+def test_the_nearest_code_however_many_vectors(shape: tuple[int, ...]):
+    made = quantizer()
+    z = torch.randn(*shape, 4, generator=torch.Generator().manual_seed(2))
+    found = made.nearest(z)
+    assert found.shape == shape
+    distance = (z.double()[..., None, :] - made.embedding.weight.double()).square().sum(-1)
+    chosen = distance.gather(-1, found[..., None])[..., 0]
+    torch.testing.assert_close(chosen, distance.amin(-1), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("sides", [(1, 2, 3, 4), (1, (2, 3), (4, 7)), (3, 3, 5)])
 @pytest.mark.parametrize("using_znorm", [False, True])
 def test_the_chain_by_its_definition(sides: Any, using_znorm: bool):

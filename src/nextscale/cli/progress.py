@@ -134,6 +134,7 @@ def figures(record: dict[str, Any]) -> str:
 
 
 def speed(record: dict[str, Any]) -> str:
-    """``"loss 5.1234  210 images/s  3 min 20 s left"``."""
+    """``"loss 5.1234  210 images/s  3 min 20 s left"``; before the training, what is done instead."""
+    what = f"loss {record['loss']:.4f}" if "loss" in record else record.get("doing", "")
     left = duration(record["seconds_left"])
-    return f"loss {record['loss']:.4f}  {record['images_per_second']:.0f} images/s  {left} left"
+    return f"{what}  {record['images_per_second']:.0f} images/s  {left} left"

@@ -90,7 +90,7 @@ def cifar10_transformer() -> TransformerRecipe:
     return TransformerRecipe(
         VARTransformerConfig(depth=6, embed_dim=192, num_heads=6, drop_path=0.0),
         TrainSettings(
-            batch_size=32, images=150_000, lr=1.5e-3, warmup=0.02, betas=(0.9, 0.95), clip=1.0, ema=0.998
+            batch_size=32, images=120_000, lr=1.5e-3, warmup=0.02, betas=(0.9, 0.95), clip=1.0, ema=0.998
         ),
         flip=False,
         class_names=CIFAR10_CLASSES,
@@ -209,7 +209,7 @@ def train_transformer(
     task = TransformerTask(
         model.to(placement.device),
         vae,
-        cached_tokens(vae, training, output / "tokens.pt", flip=chosen.flip),
+        cached_tokens(vae, training, output / "tokens.pt", flip=chosen.flip, report=report),
         training.labels,
         cached_tokens(vae, held, output / "tokens-held-out.pt", flip=False),
         held.labels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.families.var.transformer import VARTransformer
 from nextscale.training.data import ImageSource, to_float
 from nextscale.training.pictures import save_grid
+from nextscale.training.trainer import Reporter
 
 
 def init_transformer(
@@ -55,9 +57,15 @@ def init_transformer(
 
 @torch.inference_mode()
 def encode_dataset(
-    tokenizer: VARTokenizer, data: ImageSource, *, flip: bool, batch_size: int = 250
+    tokenizer: VARTokenizer,
+    data: ImageSource,
+    *,
+    flip: bool,
+    batch_size: int = 100,
+    report: Reporter | None = None,
 ) -> Tensor:
     """Token maps of a whole data set, int16 or int32 ``(1 or 2, N, L)``; the second set is mirrored."""
+    started, done, total = time.monotonic(), 0, len(data) * (1 + flip)
     small = torch.int16 if tokenizer.config.vocab_size < 2**15 else torch.int32
     sets = []
     for mirrored in (False, True) if flip else (False,):
@@ -66,11 +74,18 @@ def encode_dataset(
             images = to_float(data.batch(rows)).to(tokenizer.device)
             maps = tokenizer.encode(images.flip(-1) if mirrored else images)
             chunks.append(torch.cat([m.flatten(1) for m in maps], 1).to("cpu", small))
+            done += len(rows)
+            if report:
+                rate = done / max(time.monotonic() - started, 1e-9)
+                left = (total - done) / rate
+                report({"doing": "encoding", "images_per_second": rate, "seconds_left": left}, done, total)
         sets.append(torch.cat(chunks))
     return torch.stack(sets)
 
 
-def cached_tokens(tokenizer: VARTokenizer, data: ImageSource, path: Path, *, flip: bool) -> Tensor:
+def cached_tokens(
+    tokenizer: VARTokenizer, data: ImageSource, path: Path, *, flip: bool, report: Reporter | None = None
+) -> Tensor:
     """:func:`encode_dataset`, kept in a file so that a resumed run need not encode again."""
     if path.exists():
         tokens: Tensor = torch.load(path, weights_only=True)
@@ -79,7 +94,7 @@ def cached_tokens(tokenizer: VARTokenizer, data: ImageSource, path: Path, *, fli
                 f"{str(path)!r} holds tokens of other data; delete it or use another output folder"
             )
         return tokens
-    tokens = encode_dataset(tokenizer, data, flip=flip)
+    tokens = encode_dataset(tokenizer, data, flip=flip, report=report)
     partial = path.with_suffix(".partial")
     torch.save(tokens, partial)
     os.replace(partial, path)
