@@ -31,5 +31,9 @@ class MissingDependencyError(NextscaleError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 
 
+class TrainingError(NextscaleError, ArithmeticError):
+    """A training run cannot go on: it diverged."""
+
+
 class DataError(NextscaleError, ValueError):
     """Training or evaluation data cannot be read or has an unexpected layout."""

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from nextscale.errors import DataError
-from nextscale.training.data import ImageSource, batches, open_images, to_float
+from nextscale.training.data import ImageSource, batches, open_images, open_splits, to_float
 
 NAMES = ("blue", "green", "red")
 
@@ -106,3 +106,42 @@ def test_batches_cover_each_epoch_and_can_be_continued() -> None:
         assert all(torch.equal(a, b) for a, b in zip(whole[start:], resumed, strict=False))
     with pytest.raises(DataError, match="fewer than one batch"):
         next(batches(2, 3, seed=0))
+
+
+def colour(folder: Path, value: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((32, 32, 3), value, np.uint8)).save(folder / f"{value}.png")
+
+
+def test_parts_share_the_class_numbers_of_the_training_pictures(tmp_path: Path) -> None:
+    for value, folder in enumerate(("train/cat", "train/dog", "val/dog")):
+        colour(tmp_path / folder, value)
+    training, held = open_splits(tmp_path, size=32)
+    assert training.class_names == held.class_names == ("cat", "dog")
+    assert held.labels.tolist() == [1]
+    assert held.batch([0]).unique().tolist() == [2]
+    colour(tmp_path / "val" / "fox", 3)
+    with pytest.raises(DataError, match="classes that the training pictures lack: fox"):
+        open_splits(tmp_path, size=32)
+
+
+def test_without_a_held_out_part_some_pictures_are_kept_back(picture_folder: Path, tmp_path: Path) -> None:
+    training, held = open_splits(picture_folder, size=32)
+    assert (len(training), len(held)) == (57, 3)
+    both = torch.cat([training.batch(range(57)), held.batch(range(3))]).flatten(1)
+    assert len(both.unique(dim=0)) == 60
+    write_parquet(tmp_path / "train-0.parquet", 4)
+    write_parquet(tmp_path / "validation-0.parquet", 2, start=9)
+    training, held = open_splits(tmp_path, size=32)
+    assert (len(training), len(held)) == (4, 2)
+    assert len(open_splits(tmp_path / "train-0.parquet", size=32, held_out=picture_folder / "red")[1]) == 20
+
+
+def test_rows_without_picture_or_label_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "whole.parquet", 3)
+    table = pq.read_table(tmp_path / "whole.parquet")
+    for labels, message in (([0, None, 1], "without a picture or label"), ([0, -1, 1], "labels below 0")):
+        changed = table.set_column(1, "label", pa.array(labels, pa.int64()))
+        pq.write_table(changed, tmp_path / "changed.parquet")
+        with pytest.raises(DataError, match=message):
+            open_images(tmp_path / "changed.parquet", size=32)

@@ -17,7 +17,12 @@ from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
 from nextscale.training import recipes
 from nextscale.training.data import ImageSource, to_float
 from nextscale.training.tokenizer import TokenizerTask, measure_tokenizer
-from nextscale.training.transformer import TransformerTask, encode_dataset, init_transformer
+from nextscale.training.transformer import (
+    TransformerTask,
+    cached_tokens,
+    encode_dataset,
+    init_transformer,
+)
 
 
 def quiet(record: dict, step: int, total: int) -> None:
@@ -154,4 +159,33 @@ def test_recipes_take_overrides_and_refuse_what_they_do_not_know(
         recipes.train_tokenizer(picture_folder, tmp_path, learning_rate=1)
     with pytest.raises(InvalidArgumentError, match="size must be one of 32, 64, 128, 256 pixels, got 48"):
         recipes.train_tokenizer(picture_folder, tmp_path, size=48)
-    assert recipes.recipe_names("classifier") == ("cifar10", "tiny")
+    own = replace(recipes.tiny_classifier(), shift=0)
+    trained = recipes.train_classifier(picture_folder, tmp_path / "own", recipe=own, images=32, report=quiet)
+    assert trained.config.num_classes == 3
+
+
+def test_kept_token_maps_belong_to_their_tokenizer(pictures: ImageSource, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = VARTokenizer(recipes.tiny_tokenizer().config).eval()
+    second = VARTokenizer(first.config).eval()
+    path = tmp_path / "tokens.pt"
+    tokens = cached_tokens(first, pictures, path, flip=False)
+    assert path.exists()
+    calls: list[int] = []
+    again = cached_tokens(first, pictures, path, flip=False, report=lambda *a: calls.append(1))
+    assert torch.equal(tokens, again)
+    assert not calls
+    other = cached_tokens(second, pictures, path, flip=False)
+    assert torch.equal(other, encode_dataset(second, pictures, flip=False))
+    path.write_bytes(b"damaged")
+    assert torch.equal(cached_tokens(second, pictures, path, flip=False), other)
+
+
+def test_codes_are_chosen_in_float32_under_autocast(run: Path, pictures: ImageSource) -> None:
+    tokenizer = VARPipeline.from_pretrained(run / "model").tokenizer
+    images = to_float(pictures.batch(range(8)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        f = tokenizer.features(images)
+        tokens = tokenizer.training_forward(images)[2]
+    exact = [q.tokens for q in tokenizer.quantize.residual_chain(f)]
+    assert all(torch.equal(a, b) for a, b in zip(tokens, exact, strict=True))

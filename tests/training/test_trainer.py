@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.errors import CheckpointError, InvalidArgumentError, TrainingError
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.training.data import ImageSource
 from nextscale.training.tokenizer import TokenizerTask
@@ -91,8 +94,6 @@ def test_a_checkpoint_of_another_model_is_refused(pictures: ImageSource, tmp_pat
 
 
 def test_the_average_follows_the_weights(pictures: ImageSource, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     task = make_task(pictures)
     exact = train(task, replace(SETTINGS, ema=0.0), tmp_path / "a", report=quiet)
     assert same(weights(exact), weights(task.model))
@@ -109,3 +110,59 @@ def test_settings_are_checked() -> None:
     with pytest.raises(InvalidArgumentError, match="unknown dtype 'int8'"):
         autocast_dtype("int8", torch.device("cpu"))
     assert autocast_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+
+
+def test_an_interrupted_run_keeps_its_last_iteration(pictures: ImageSource, tmp_path: Path) -> None:
+    straight = make_task(pictures)
+    train(straight, SETTINGS, tmp_path / "straight", report=quiet)
+
+    def interrupt(record: dict, step: int, total: int) -> None:
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    broken = make_task(pictures)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, SETTINGS, tmp_path / "broken", report=interrupt)
+    resumed = make_task(pictures)
+    steps: list[int] = []
+    train(resumed, SETTINGS, tmp_path / "broken", report=lambda record, step, total: steps.append(step))
+    assert steps[0] == 8
+    assert same(weights(straight.model), weights(resumed.model))
+
+
+def test_a_run_is_not_continued_with_other_settings(pictures: ImageSource, tmp_path: Path) -> None:
+    train(make_task(pictures), SETTINGS, tmp_path, report=quiet, stop_after=1)
+    with pytest.raises(CheckpointError, match="made with batch_size 8, now it is 4"):
+        train(make_task(pictures), replace(SETTINGS, batch_size=4), tmp_path, report=quiet)
+    (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        train(make_task(pictures), SETTINGS, tmp_path, report=quiet)
+
+
+def test_a_run_that_diverges_ends_with_an_error_and_a_short_lapse_does_not(
+    pictures: ImageSource, tmp_path: Path
+) -> None:
+    task = make_task(pictures)
+    usual = task.loss
+    bad = {11}
+
+    def sometimes(rows: Tensor, step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = usual(rows, step, total)
+        return (loss * float("nan") if step in bad else loss), metrics
+
+    task.loss = sometimes  # type: ignore[method-assign]
+    train(task, SETTINGS, tmp_path, report=quiet)
+    assert (tmp_path / CHECKPOINT).exists()
+    assert all(p.isfinite().all() for p in task.model.parameters())
+    bad = set(range(1000))
+    with pytest.raises(TrainingError, match="100 iterations in a row"):
+        train(task, replace(SETTINGS, images=960), tmp_path / "long", report=quiet)
+
+
+def test_the_callers_random_numbers_are_left_alone(pictures: ImageSource, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    task = make_task(pictures)
+    torch.manual_seed(3)
+    train(task, SETTINGS, tmp_path, report=quiet, stop_after=2)
+    assert torch.equal(torch.rand(4), expected)

@@ -15,11 +15,11 @@ from torch import Tensor
 from nextscale.errors import InvalidArgumentError
 from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.schedules import StrengthLike
-from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.guidance.ssg import DEFAULT_BETA, ScaledSpatialGuidance, as_ssg
 from nextscale.scales import Grid
 
 OutputType = Literal["pil", "pt", "np"]
-SEED_LIMIT = 2**63
+SEED_LIMIT = 2**32  # torch's CPU generator looks at no more bits
 
 Method = TypeVar("Method", bound="ClassifierFreeGuidance | ScaledSpatialGuidance | None")
 
@@ -53,7 +53,7 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
             f"{len(values)} seeds for {count} images; give one number or one seed per image"
         )
     if values and values[-1] >= SEED_LIMIT:
-        raise InvalidArgumentError(f"seeds end below 2^63, but {count} of them from {values[0]} go beyond")
+        raise InvalidArgumentError(f"seeds end below 2^32, but {count} of them from {values[0]} go beyond")
     return values
 
 
@@ -63,21 +63,21 @@ def _seed(value: Any) -> int:
     except TypeError:
         number = -1
     if not 0 <= number < SEED_LIMIT:
-        raise InvalidArgumentError(f"a seed is a whole number from 0 up to 2^63, got {value!r}")
+        raise InvalidArgumentError(f"a seed is a whole number from 0 up to 2^32, got {value!r}")
     return number
 
 
 def resolve_ssg(
-    ssg: float | ScaledSpatialGuidance | None, defaults: Mapping[str, Any]
+    ssg: StrengthLike | ScaledSpatialGuidance | None, defaults: Mapping[str, Any]
 ) -> ScaledSpatialGuidance | None:
     """``None`` (off), a strength, or a full description; what that leaves open comes from the model."""
     if ssg is None:
         return None
-    if isinstance(ssg, (int, float)) and not isinstance(ssg, bool):
-        return ScaledSpatialGuidance(float(ssg))
-    if not isinstance(ssg, ScaledSpatialGuidance):
-        raise InvalidArgumentError(f"ssg is a number, a ScaledSpatialGuidance or None, got {ssg!r}")
-    return ssg.with_defaults((defaults.get("ssg") or {}).get("beta"))
+    described = as_ssg(ssg)
+    if described is None:
+        return None
+    # The settings of a picture must not depend on a constant that may change, so the number is written out.
+    return described.with_defaults((defaults.get("ssg") or {}).get("beta", DEFAULT_BETA))
 
 
 def resolve_cfg(scale: StrengthLike | ClassifierFreeGuidance, convention: Any) -> ClassifierFreeGuidance:

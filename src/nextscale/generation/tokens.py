@@ -100,6 +100,8 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     uniform number. Arithmetic is float64, so that the outcome is the same on every device but for ties in the
     logits.
     """
+    if logits.device.type == "mps":  # Apple GPUs have no float64
+        return inverse_cdf(logits.cpu(), uniform).to(logits.device)
     descending, order = logits.double().sort(dim=-1, descending=True, stable=True)
     cdf = descending.softmax(-1).cumsum(-1)
     target = uniform.to(cdf.device).unsqueeze(-1) * cdf[..., -1:]  # rounding may leave the last below 1

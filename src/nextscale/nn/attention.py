@@ -26,5 +26,5 @@ def normalise_qk(q: Tensor, k: Tensor, log_scale: Tensor) -> tuple[Tensor, Tenso
 
     The temperature ``log_scale`` ``(1, H, 1, 1)`` is a logarithm with a ceiling at ln 100.
     """
-    scale = log_scale.clamp(max=MAX_LOG_SCALE).exp()
+    scale = log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
     return (F.normalize(q.float(), dim=-1) * scale).to(q.dtype), F.normalize(k.float(), dim=-1).to(k.dtype)

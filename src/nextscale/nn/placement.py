@@ -42,7 +42,9 @@ def _device(device: str | torch.device) -> tuple[torch.device, str]:
         if torch.cuda.is_available():
             return torch.device("cuda"), "a CUDA GPU is present"
         if torch.backends.mps.is_available():
-            return torch.device("mps"), "an Apple GPU is present"
+            return torch.device(
+                "cpu"
+            ), "no CUDA GPU is present; an Apple GPU is used only when asked for (mps)"
         return torch.device("cpu"), "no GPU that this torch can use is present"
     try:
         chosen = torch.device(device)

@@ -6,6 +6,7 @@ already have the right size are decoded once and kept; larger ones are decoded w
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
@@ -25,6 +26,7 @@ from nextscale.errors import DataError, MissingDependencyError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_COLUMNS = ("img", "image", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
+TRAIN, HELD_OUT = "train", ("test", "validation", "valid", "val")
 CACHE_BYTES = 2 << 30
 ENLARGE = 1.125  # shorter side before the crop, relative to the target (VAR's published data pipeline)
 
@@ -74,6 +76,22 @@ class ImageSource:
             lambda row: self.read(picked[row]), self.labels[rows], self.class_names, self.size, cache
         )
 
+    def with_classes(self, names: Sequence[str]) -> ImageSource:
+        """The same pictures with class numbers from another list of names.
+
+        Folders number the classes they happen to hold, so two of them can disagree. Raises DataError for a
+        class that is not in the list.
+        """
+        if not names or not self.class_names or tuple(names) == self.class_names:
+            return self
+        unknown = [n for n in self.class_names if n not in names]
+        if unknown:
+            raise DataError(
+                f"the held-out pictures have classes that the training pictures lack: {', '.join(unknown)}"
+            )
+        numbers = torch.tensor([list(names).index(n) for n in self.class_names])
+        return ImageSource(self.read, numbers[self.labels], tuple(names), self.size, self.cache)
+
     def with_cache(self) -> ImageSource:
         """Itself with every picture decoded, if they all have the target size and fit in memory."""
         if len(self) * 3 * self.size**2 > CACHE_BYTES or self.read(0).size != (self.size, self.size):
@@ -119,6 +137,39 @@ def open_images(source: str | Path, *, size: int, split: str | None = None) -> I
         ) from None
 
 
+def open_splits(
+    data: str | Path, *, size: int, held_out: str | Path | None = None
+) -> tuple[ImageSource, ImageSource]:
+    """Pictures to train on, and others to measure on, with the same class numbers.
+
+    held_out: where the others are. By default the part of ``data`` named ``test``, ``validation``, ``valid``
+        or ``val`` (a sub-folder, parquet files that begin so, or a split on the hub); without one, one
+        picture in twenty of the training pictures, at most 2,000, which are then not trained on.
+    """
+    path = Path(data)
+    on_hub = not path.exists()
+    training = open_images(data, size=size, split=TRAIN if on_hub or _has_part(path, TRAIN) else None)
+    if held_out is not None:
+        return training, open_images(held_out, size=size).with_classes(training.class_names)
+    if on_hub or _has_part(path, TRAIN):
+        for part in HELD_OUT:
+            with contextlib.suppress(_NoSuchSplitError):
+                if on_hub or _has_part(path, part):
+                    found = open_images(data, size=size, split=part)
+                    return training, found.with_classes(training.class_names)
+    kept = max(1, min(len(training) // 20, 2000))
+    order = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
+    return training.subset(order[:-kept]), training.subset(order[-kept:])
+
+
+class _NoSuchSplitError(DataError):
+    pass
+
+
+def _has_part(path: Path, part: str) -> bool:
+    return path.is_dir() and ((path / part).is_dir() or any(path.glob(f"{part}*.parquet")))
+
+
 def _open_folder(root: Path, size: int) -> ImageSource:
     if not root.is_dir():
         raise DataError(f"no such folder: {str(root)!r}")
@@ -149,18 +200,34 @@ def _open_parquet(files: list[Path], size: int) -> ImageSource:
         table = pyarrow.concat_tables([parquet.read_table(f, columns=[image, label]) for f in files])
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"cannot read {str(files[0])!r} as parquet: {error}") from None
-    encoded = table.column(image).combine_chunks()
-    encoded = encoded.field("bytes") if pyarrow.types.is_struct(encoded.type) else encoded
+    pictures = table.column(image)
+    if table.column(label).null_count or pictures.null_count:
+        raise DataError(f"{files[0].name} has rows without a picture or label; remove them first")
+
+    def encoded(row: int) -> bytes:
+        value = pictures[row].as_py()  # a struct of bytes and path in the hub's layout, else bytes
+        data: bytes | None = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(data, bytes):
+            raise DataError(f"{files[0].name} row {row} holds no encoded picture, but {type(data).__name__}")
+        return data
 
     def read(row: int) -> Image.Image:
-        return _open_picture(io.BytesIO(encoded[row].as_py()), f"{files[0].name} row {row}")
+        return _open_picture(io.BytesIO(encoded(row)), f"{files[0].name} row {row}")
 
     labels = torch.from_numpy(np.array(table.column(label).to_numpy(), dtype=np.int64))
+    if len(labels) == 0 or int(labels.min()) < 0:
+        raise DataError(f"{files[0].name} has no rows, or labels below 0 (pictures without a known class)")
     return ImageSource(read, labels, _hub_class_names(schema, label), size)
 
 
 def _open_hub(name: str, split: str, size: int) -> ImageSource:
-    data = _needs("datasets", "data").load_dataset(name, split=split)
+    datasets = _needs("datasets", "data")
+    try:
+        data = datasets.load_dataset(name, split=split)
+    except ValueError as error:  # an unknown split or configuration
+        raise _NoSuchSplitError(f"data set {name!r}, split {split!r}: {error}") from None
+    except OSError as error:  # not on the hub, or no network
+        raise DataError(f"cannot get the data set {name!r}: {error}") from None
     image, label = (_column(data.column_names, c, name) for c in (IMAGE_COLUMNS, LABEL_COLUMNS))
 
     def read(row: int) -> Image.Image:
@@ -199,7 +266,7 @@ def _needs(module: str, extra: str) -> Any:
 def _open_picture(file: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         return Image.open(file).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot read the picture {name}: {error}") from None
 
 

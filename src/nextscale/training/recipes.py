@@ -19,7 +19,7 @@ from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
 from nextscale.nn.placement import Placement, place
 from nextscale.scales import PRESETS
 from nextscale.training.classifier import ClassifierTask
-from nextscale.training.data import ImageSource, open_images, to_float
+from nextscale.training.data import open_splits, to_float
 from nextscale.training.tokenizer import TokenizerTask
 from nextscale.training.trainer import Reporter, TrainSettings, print_report, train
 from nextscale.training.transformer import TransformerTask, cached_tokens, init_transformer
@@ -136,17 +136,12 @@ RECIPES: Mapping[str, Mapping[str, Callable[[], Any]]] = {
 }
 
 
-def recipe_names(kind: str) -> tuple[str, ...]:
-    """The recipes for ``"tokenizer"``, ``"transformer"`` or ``"classifier"``."""
-    return tuple(RECIPES[kind])
-
-
 def train_tokenizer(
     data: str | Path,
     output: str | Path,
     *,
     size: int = 32,
-    recipe: str = "cifar10",
+    recipe: str | TokenizerRecipe = "cifar10",
     held_out: str | Path | None = None,
     resume: bool = True,
     report: Reporter = print_report,
@@ -156,6 +151,7 @@ def train_tokenizer(
     """Train a tokenizer on pictures; see :func:`open_images` for what ``data`` can be.
 
     size: pixels per side; the scales are the known list that ends at the latent of this size.
+    recipe: a name from :data:`RECIPES`, or a recipe.
     held_out: other data to measure on; by default the ``test`` split of ``data`` where there is one, else one
         picture in twenty, at most 2,000, which are then not trained on.
     output: gets ``tokenizer/`` (weights), ``log.jsonl``, ``checkpoint.pt`` and sample pictures.
@@ -163,7 +159,7 @@ def train_tokenizer(
     """
     chosen: TokenizerRecipe = _recipe("tokenizer", recipe, overrides)
     config = replace(chosen.config, patch_nums=_sides(size, chosen.config.reduction))
-    training, held = _splits(data, held_out, size)
+    training, held = open_splits(data, size=size, held_out=held_out)
     torch.manual_seed(chosen.settings.seed)
     model = VARTokenizer(config).to(place(device).device)
     task = TokenizerTask(model, training, held, flip=chosen.flip, revive_every=chosen.revive_every)
@@ -175,7 +171,7 @@ def train_transformer(
     output: str | Path,
     *,
     tokenizer: str | Path,
-    recipe: str = "cifar10",
+    recipe: str | TransformerRecipe = "cifar10",
     held_out: str | Path | None = None,
     resume: bool = True,
     report: Reporter = print_report,
@@ -191,7 +187,7 @@ def train_transformer(
     placement = place(device, "float32")
     vae = load_tokenizer(tokenizer, placement)
     size = vae.schedule.final[0] * vae.config.reduction
-    training, held = _splits(data, held_out, size)
+    training, held = open_splits(data, size=size, held_out=held_out)
     held = held.subset(torch.arange(min(HELD_OUT_IMAGES, len(held))))  # encoding costs time too
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -224,7 +220,7 @@ def train_classifier(
     data: str | Path,
     output: str | Path,
     *,
-    recipe: str = "cifar10",
+    recipe: str | ClassifierRecipe = "cifar10",
     held_out: str | Path | None = None,
     resume: bool = True,
     report: Reporter = print_report,
@@ -233,7 +229,7 @@ def train_classifier(
 ) -> SmallClassifier:
     """Train the small classifier on 32-pixel pictures."""
     chosen: ClassifierRecipe = _recipe("classifier", recipe, overrides)
-    training, held = _splits(data, held_out, 32)
+    training, held = open_splits(data, size=32, held_out=held_out)
     torch.manual_seed(chosen.settings.seed)
     model = SmallClassifier(replace(chosen.config, num_classes=training.num_classes))
     model.set_whitening(to_float(training.batch(torch.arange(min(5000, len(training))))))
@@ -265,29 +261,16 @@ def _sides(size: int, reduction: int) -> tuple[int, ...]:
     return known[size]
 
 
-def _recipe(kind: str, name: str, overrides: Mapping[str, Any]) -> Any:
-    if name not in RECIPES[kind]:
-        raise InvalidArgumentError(f"no {kind} recipe {name!r}; known: {', '.join(RECIPES[kind])}")
+def _recipe(kind: str, recipe: Any, overrides: Mapping[str, Any]) -> Any:
+    if isinstance(recipe, str):
+        if recipe not in RECIPES[kind]:
+            raise InvalidArgumentError(f"no {kind} recipe {recipe!r}; known: {', '.join(RECIPES[kind])}")
+        recipe = RECIPES[kind][recipe]()
     known = {f.name for f in fields(TrainSettings)}
     unknown = set(overrides) - known
     if unknown:
         raise InvalidArgumentError(
             f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
         )
-    recipe = RECIPES[kind][name]()
     given = {k: v for k, v in overrides.items() if v is not None}
     return replace(recipe, settings=replace(recipe.settings, **given))
-
-
-def _splits(data: str | Path, held_out: str | Path | None, size: int) -> tuple[ImageSource, ImageSource]:
-    """Training and held-out pictures."""
-    path = Path(data)
-    if held_out is not None:
-        return open_images(data, size=size), open_images(held_out, size=size)
-    has_test = path.is_dir() and (any(path.glob("test*.parquet")) or (path / "test").is_dir())
-    if has_test or not path.exists():
-        return open_images(data, size=size, split="train"), open_images(data, size=size, split="test")
-    whole = open_images(data, size=size)
-    kept = max(1, min(len(whole) // 20, 2000))
-    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
-    return whole.subset(order[:-kept]), whole.subset(order[-kept:])

@@ -32,7 +32,7 @@ class TokenizerTask:
         *,
         flip: bool = True,
         revive_every: int = 100,
-        eval_images: int = 2000,
+        eval_images: int = 1000,
     ) -> None:
         self.model = model
         self.data, self.held_out = data, held_out
@@ -105,13 +105,13 @@ def measure_tokenizer(
 
     Returns ``psnr`` (mean over pictures of each one's PSNR in dB, pixels rounded to 8 bit), ``psnr_pooled``
     (of the mean squared error over all pixels), ``codebook_used`` (share of codes chosen at least once),
-    ``perplexity`` of the code histogram, and per scale k ``mse_k`` (of the latent, after that scale) and
-    ``used_k`` (share of codes that scale chose).
+    ``perplexity`` of the code histogram, and per scale k ``psnr_k`` and ``mse_k`` (of the picture and of the
+    latent after that scale) and ``used_k`` (share of codes that scale chose).
     """
     rows = torch.arange(len(data)) if rows is None else rows
     steps, vocab = model.schedule.num_steps, model.config.vocab_size
     counts = torch.zeros(steps, vocab, dtype=torch.long)
-    latent = torch.zeros(steps)
+    latent, pixels = torch.zeros(steps), torch.zeros(steps)
     per_image: list[Tensor] = []
     for chunk in rows.split(batch_size):
         images = to_float(data.batch(chunk)).to(model.device)
@@ -120,8 +120,10 @@ def measure_tokenizer(
         for k, q in enumerate(chain):
             counts[k] += torch.bincount(q.tokens.flatten().cpu(), minlength=vocab)
             latent[k] += F.mse_loss(q.f_hat, f).cpu() * len(chunk)
-        recon = ((model.decode_latent(chain[-1].f_hat) + 1) * 127.5).round() / 127.5 - 1
-        per_image.append((recon - images).square().mean((1, 2, 3)).cpu())
+            recon = ((model.decode_latent(q.f_hat) + 1) * 127.5).round() / 127.5 - 1
+            errors = (recon - images).square().mean((1, 2, 3)).cpu()
+            pixels[k] += psnr(errors.clamp_min(1e-10)).sum()
+        per_image.append(errors)  # of the last scale
     errors = torch.cat(per_image)
     share = counts.sum(0) / counts.sum()
     figures = {
@@ -131,6 +133,7 @@ def measure_tokenizer(
         "perplexity": float(torch.exp(-(share * share.clamp_min(1e-12).log()).sum())),
     }
     for k in range(steps):
+        figures[f"psnr_{k}"] = float(pixels[k] / len(rows))
         figures[f"mse_{k}"] = float(latent[k] / len(rows))
         figures[f"used_{k}"] = float((counts[k] > 0).float().mean())
     return figures

@@ -11,6 +11,9 @@ import copy
 import json
 import math
 import os
+import pickle
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,12 +23,13 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.errors import CheckpointError, InvalidArgumentError, TrainingError
 from nextscale.training.data import batches
 from nextscale.training.schedule import learning_rate, weight_decay
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+MAX_SKIPPED = 100
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -65,6 +69,7 @@ class TrainSettings:
 
     images: training examples to see in all, repeats included.
     warmup: share of the iterations during which the learning rate rises.
+    weight_decay_end: reached along a half cosine; ``None`` keeps ``weight_decay`` constant.
     ema: decay of the averaged weights per iteration (reached gradually); 0 keeps no average.
     dtype: autocast dtype; "auto" takes bfloat16 where the machine multiplies it faster than float32.
     checkpoint_minutes: time between checkpoints; the last one is always written.
@@ -77,6 +82,7 @@ class TrainSettings:
     end: float = 0.01
     warmup: float = 0.02
     weight_decay: float = 0.05
+    weight_decay_end: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 2.0
     ema: float = 0.999
@@ -92,6 +98,7 @@ class TrainSettings:
                 raise InvalidArgumentError(f"{name} must be positive, got {getattr(self, name)!r}")
         if not 0 <= self.ema < 1:
             raise InvalidArgumentError(f"ema must be in [0, 1), got {self.ema!r}")
+        learning_rate(1, peak=self.lr, warmup=0, total=3, shape=self.shape, end=self.end)  # checks the shape
 
     @property
     def total_steps(self) -> int:
@@ -130,16 +137,19 @@ def train(
     dtype = autocast_dtype(settings.dtype, run.device)
     task.model.train()
     until = run.total if stop_after is None else min(run.total, run.step + stop_after)
-    with contextlib.closing(_Log(output / LOG, run.step)) as log:
+    with (
+        contextlib.closing(_Log(output / LOG, run.step)) as log,
+        torch.random.fork_rng(),
+        _signals_between_iterations() as stopped,
+    ):
         for rows in batches(task.num_examples, settings.batch_size, settings.seed, run.step):
             if run.step >= until:
                 break
             torch.manual_seed(settings.seed * 1_000_003 + run.step)
             with torch.autocast(run.device.type, dtype=dtype, enabled=dtype != torch.float32):
                 loss, metrics = task.loss(rows, run.step, run.total)
-            if not run.descend(loss):
-                continue
-            task.after_step(run.step, run.total)
+            if run.descend(loss):
+                task.after_step(run.step, run.total)
             run.step += 1
             if run.step % settings.log_every == 0 or run.step == until:
                 record = log.write(run.record(loss, metrics))
@@ -149,19 +159,46 @@ def train(
                 report(record["eval"], run.step, run.total)
             if run.due("checkpoint", settings.checkpoint_minutes) or run.step == until:
                 run.save()
+            if stopped:
+                run.save()
+                raise KeyboardInterrupt
     task.save(run.averaged, output)
     return run.averaged
+
+
+@contextlib.contextmanager
+def _signals_between_iterations() -> Iterator[list[int]]:
+    """Hold back Ctrl-C and SIGTERM until an iteration is whole; a second one acts at once.
+
+    Yields a list that is no longer empty once one came. Only the main thread can do this.
+    """
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def hold(number: int, frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def autocast_dtype(name: str, device: torch.device) -> torch.dtype:
     """The autocast dtype by name; "auto" is bfloat16 where hardware multiplies it, else float32."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
-        native = (
-            device.type == "cuda"
-            or torch.cpu._is_avx512_bf16_supported()
-            or torch.cpu._is_amx_tile_supported()
-        )
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported()
+        else:  # private names, which not every torch has; without them float32 is the safe answer
+            asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+            native = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asked)
         return torch.bfloat16 if native else torch.float32
     if name not in known:
         raise InvalidArgumentError(f"unknown dtype {name!r}; known: auto, {', '.join(known)}")
@@ -180,7 +217,8 @@ class _Run(Generic[Model]):
     step: int = 0
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
-    skipped: int = 0
+    skipped: int = 0  # iterations in a row without a finite gradient
+    norm: Tensor = field(default_factory=lambda: torch.zeros(()))
     first_step: int = 0
     last: dict[str, float] = field(default_factory=dict)
 
@@ -214,7 +252,8 @@ class _Run(Generic[Model]):
             shape=s.shape,
             end=s.end,
         )
-        decay = weight_decay(self.step, start=s.weight_decay, end=s.weight_decay, total=self.total)
+        decay_end = s.weight_decay if s.weight_decay_end is None else s.weight_decay_end
+        decay = weight_decay(self.step, start=s.weight_decay, end=decay_end, total=self.total)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate, decay if group["decays"] else 0.0
         self.optimizer.zero_grad(set_to_none=True)
@@ -222,12 +261,13 @@ class _Run(Generic[Model]):
         self.norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), s.clip)
         if not torch.isfinite(self.norm):
             self.skipped += 1
-            self.step += 1
-            if self.skipped > 100:
-                raise CheckpointError(
-                    f"100 iterations had gradients that are not finite; lr {s.lr} is too high"
+            if self.skipped >= MAX_SKIPPED:
+                raise TrainingError(
+                    f"{MAX_SKIPPED} iterations in a row had gradients that are not finite, up to step "
+                    f"{self.step}; lr {s.lr} is probably too high"
                 )
             return False
+        self.skipped = 0
         self.optimizer.step()
         self._average()
         return True
@@ -281,13 +321,24 @@ class _Run(Generic[Model]):
         }
         partial = self.output / (CHECKPOINT + ".partial")
         torch.save(state, partial)
-        os.replace(
-            partial, self.output / CHECKPOINT
-        )  # a kill leaves the old checkpoint or the new one, whole
+        # A kill leaves the old checkpoint or the new one, whole.
+        os.replace(partial, self.output / CHECKPOINT)
 
     def load(self) -> None:
         path = self.output / CHECKPOINT
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            raise CheckpointError(
+                f"{str(path)!r} is damaged ({type(error).__name__}); delete it, or use resume=False"
+            ) from None
+        for name in ("batch_size", "seed"):
+            before, now = state["settings"][name], getattr(self.settings, name)
+            if before != now:
+                raise CheckpointError(
+                    f"{str(path)!r} was made with {name} {before}, now it is {now}, so the run could not be "
+                    f"continued exactly. Use the same, another output folder, or resume=False"
+                )
         try:
             self.task.model.load_state_dict(state["model"])
             self.averaged.load_state_dict(state["averaged"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import os
+import pickle
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.errors import DataError, InvalidArgumentError
+from nextscale.errors import InvalidArgumentError
 from nextscale.families.var.pipeline import VARPipeline
 from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.families.var.transformer import VARTransformer
@@ -86,19 +89,32 @@ def encode_dataset(
 def cached_tokens(
     tokenizer: VARTokenizer, data: ImageSource, path: Path, *, flip: bool, report: Reporter | None = None
 ) -> Tensor:
-    """:func:`encode_dataset`, kept in a file so that a resumed run need not encode again."""
+    """:func:`encode_dataset`, kept in a file so that a resumed run need not encode again.
+
+    The file also says what it was made from; with another tokenizer or other data it is made anew.
+    """
+    origin = _fingerprint(tokenizer, data, flip)
     if path.exists():
-        tokens: Tensor = torch.load(path, weights_only=True)
-        if tokens.shape != (1 + flip, len(data), tokenizer.schedule.num_tokens):
-            raise DataError(
-                f"{str(path)!r} holds tokens of other data; delete it or use another output folder"
-            )
-        return tokens
+        with contextlib.suppress(pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+            kept = torch.load(path, weights_only=True)
+            if isinstance(kept, dict) and kept.get("origin") == origin:
+                tokens: Tensor = kept["tokens"]
+                return tokens
     tokens = encode_dataset(tokenizer, data, flip=flip, report=report)
     partial = path.with_suffix(".partial")
-    torch.save(tokens, partial)
+    torch.save({"origin": origin, "tokens": tokens}, partial)
     os.replace(partial, path)
     return tokens
+
+
+def _fingerprint(tokenizer: VARTokenizer, data: ImageSource, flip: bool) -> str:
+    """A hash of what token maps depend on: the tokenizer's weights, the labels, and some of the pictures."""
+    digest = hashlib.sha256(f"{len(data)} {flip} {tokenizer.schedule}".encode())
+    parts = [*tokenizer.state_dict().values(), data.labels]
+    parts.append(data.batch(torch.linspace(0, len(data) - 1, 16).long()))
+    for tensor in parts:
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class TransformerTask:
@@ -168,18 +184,8 @@ class TransformerTask:
         tokens = tokens[:, : schedule.offsets[scales]].long().to(device)
         maps = [tokens[:, schedule.span(k)].unflatten(1, schedule[k]) for k in range(scales)]
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            inputs = self._inputs(maps)
+            inputs = self.tokenizer.next_inputs(maps)
         return model(labels.to(device), inputs), tokens
-
-    def _inputs(self, maps: list[Tensor]) -> Tensor:
-        """Teacher-forcing input of a prefix of the scales."""
-        quantizer, schedule = self.tokenizer.quantize, self.tokenizer.schedule
-        f_hat, parts = None, []
-        for step, grid in enumerate(schedule.grids[1 : len(maps)]):
-            term = quantizer.term(quantizer.lookup(maps[step]), step, schedule)
-            f_hat = term if f_hat is None else f_hat + term
-            parts.append(F.interpolate(f_hat, size=grid, mode="area").flatten(2).transpose(1, 2))
-        return torch.cat(parts, 1)
 
     def after_step(self, step: int, total: int) -> None:
         """Nothing to do."""
@@ -193,7 +199,7 @@ class TransformerTask:
         for rows in torch.arange(len(labels)).split(100):
             logits, targets = self._predict(model, tokens[rows], labels[rows], schedule.num_steps)
             losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-            sums += losses.sum(0).double().cpu()
+            sums += losses.sum(0).cpu().double()
         mean = sums / len(labels)
         per_scale = {f"loss_{k}": float(mean[schedule.span(k)].mean()) for k in range(schedule.num_steps)}
         return {"loss": float(mean.mean()), **per_scale}

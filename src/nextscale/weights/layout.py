@@ -19,7 +19,7 @@ from torch import nn
 
 from nextscale.errors import CheckpointError, ModelNotFoundError
 from nextscale.nn.placement import Placement
-from nextscale.weights.files import Module, build, read_weights
+from nextscale.weights.files import Module, build, check_shapes, read_weights
 from nextscale.weights.hub import is_repo_id
 
 CONFIG = "config.json"
@@ -34,10 +34,10 @@ def locate(name: str | Path) -> Path:
     """
     folder = Path(name)
     embedded = Path(str(resources.files("nextscale.weights"))) / "embedded" / folder.name
-    if str(name) == folder.name and not folder.is_dir() and (embedded / CONFIG).is_file():
-        return embedded
     if (folder / CONFIG).is_file():
         return folder
+    if str(name) == folder.name and (embedded / CONFIG).is_file():
+        return embedded
     if folder.is_dir():
         raise ModelNotFoundError(
             f"{str(folder)!r} has no {CONFIG}; for official files use from_official, "
@@ -87,21 +87,23 @@ def load_module(make: Callable[[Mapping[str, Any]], Module], folder: Path, place
     Shapes are compared before anything is allocated; see :func:`nextscale.weights.files.build`.
     """
     config = read_config(folder)
+    hint = f"Do {CONFIG} and {WEIGHTS} belong together?"
     try:
         with torch.device("meta"):
-            make(config)
+            empty = make(config)
     # What constructors raise for values of a wrong type or out of range, as an edited file may hold.
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{str(folder / CONFIG)!r} does not describe this kind of model: {error}"
         ) from None
+    check_shapes(empty, read_weights(folder / WEIGHTS, meta=True), source=str(folder / WEIGHTS), hint=hint)
     return build(
         lambda: make(config),
         read_weights(folder / WEIGHTS),
         source=str(folder / WEIGHTS),
         dtype=placement.dtype,
         device=placement.device,
-        hint=f"Do {CONFIG} and {WEIGHTS} belong together?",
+        hint=hint,
     )
 
 
@@ -123,5 +125,6 @@ def save_module(
     }
     partial = folder / (WEIGHTS + ".partial")
     save_file(tensors, partial, metadata={"format": "pt"})
+    os.chmod(partial, 0o644)  # it is written for its owner alone
     os.replace(partial, folder / WEIGHTS)
     write_json(config, folder / CONFIG)

@@ -590,11 +590,11 @@ def test_pictures_that_do_not_fit(images: Any, message: str, basic: VARPipeline)
         ({"seed": True}, "got True"),
         ({"seed": [1, None]}, "got None"),
         ({"seed": "12"}, "got '12'"),
-        ({"seed": 2**63 - 1}, "go beyond"),
+        ({"seed": 2**32 - 1}, "go beyond"),
         ({"sampler": "beam"}, "unknown sampler 'beam'; known: paired, greedy, multinomial"),
         ({"output_type": "jpeg"}, "unknown output_type 'jpeg'; known: pil, pt, np"),
         ({"batch_size": 0}, "batch_size must be a positive whole number, got 0"),
-        ({"ssg": "strong"}, "ssg is a number, a ScaledSpatialGuidance or None, got 'strong'"),
+        ({"ssg": "strong"}, "beta must be a number of at least 0; got 'strong'"),
         ({"ssg": -0.5}, "-0.5"),
         ({"ssg": math.nan}, "nan"),
         ({"ssg": ScaledSpatialGuidance([0.5, 0.5])}, "2"),
@@ -626,9 +626,38 @@ def test_tokens_that_do_not_fit(basic: VARPipeline):
     tokens = basic([3], seed=0).tokens
     flat = [t.flatten(1) for t in tokens]
     assert torch.equal(basic.tokenizer.decode(flat), basic.tokenizer.decode(tokens))
-    for wrong in ([], flat[:2], [t[0, 0] for t in tokens]):
+    mixed = [tokens[0].repeat(2, 1, 1), *tokens[1:]]
+    for wrong in ([], flat[1:], tokens[::-1], [t[0, 0] for t in tokens], [*tokens, tokens[-1]], mixed):
         with pytest.raises(GridError, match=r"expected one \(B, h, w\) token tensor per step"):
             basic.tokenizer.decode(wrong)
+    with pytest.raises(InvalidArgumentError, match=r"0\.\.63, but those of step 1 reach from 64 to 64"):
+        basic.tokenizer.decode([tokens[0], torch.full_like(tokens[1], 64)])
+    with pytest.raises(InvalidArgumentError, match=r"those of step 0 are torch\.float32"):
+        basic.tokenizer.decode([t.float() for t in tokens])
+
+
+def test_the_first_token_maps_give_the_picture_so_far(basic: VARPipeline):
+    tokens = basic([3], seed=0).tokens
+    story = basic.tokenizer.decode_progressive(tokens)
+    inputs = basic.tokenizer.next_inputs(tokens)
+    for steps in range(1, len(tokens) + 1):
+        assert torch.equal(basic.tokenizer.decode(tokens[:steps]), story[steps - 1])
+        prefix = basic.tokenizer.next_inputs(tokens[:steps])
+        assert torch.equal(prefix, inputs[:, : prefix.shape[1]])
+
+
+def test_labels_and_inputs_that_do_not_fit(basic: VARPipeline):
+    inputs = basic.tokenizer.next_inputs(basic([3, 4], seed=0).tokens)
+    with pytest.raises(InvalidArgumentError, match="3 labels for inputs of 2 images"):
+        basic.transformer(torch.tensor([1, 2, 3]), inputs)
+    with pytest.raises(InvalidArgumentError, match=r"whole numbers, got torch\.float32"):
+        basic.transformer(torch.tensor([1.0, 2.0]), inputs)
+
+
+def test_pictures_that_are_none(basic: VARPipeline):
+    array = basic([3], seed=0, output_type="np").images
+    with pytest.raises(InvalidArgumentError, match="got ndarray of ndarray"):
+        basic.reconstruct(array)  # type: ignore[arg-type]
 
 
 def test_tokenizing_at_another_resolution():
@@ -641,5 +670,7 @@ def test_tokenizing_at_another_resolution():
     schedule = type(config.schedule).from_sides([1, 2, 3, 5, 6])
     tokens = tokenizer.encode(torch.rand(2, 3, 12, 12) * 2 - 1, schedule)
     assert [t.shape[1] for t in tokens] == [1, 2, 3, 5, 6]
-    assert tokenizer.decode(tokens).shape == (2, 3, 12, 12)
-    assert len(tokenizer.decode_progressive(tokens)) == 5
+    assert tokenizer.decode(tokens, schedule).shape == (2, 3, 12, 12)
+    assert len(tokenizer.decode_progressive(tokens, schedule)) == 5
+    with pytest.raises(GridError, match="for other scales pass their schedule="):
+        tokenizer.decode(tokens)

@@ -96,7 +96,7 @@ class VARPipeline:
 
         Raises ModelNotFoundError or CheckpointError, naming what is wrong.
         """
-        folder, placement = locate(name), place(device, dtype)
+        placement, folder = place(device, dtype), locate(name)
         config = read_config(folder)
         if config.get("family") != FAMILY:
             raise CheckpointError(
@@ -144,9 +144,10 @@ class VARPipeline:
             name=str(transformer) if depth is None else f"{transformer} d{depth}",
         )
 
-    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, *, dtype: str | torch.dtype | None = None) -> None:
         """Write the library's layout into a folder; ``dtype`` rounds the weights on the way."""
         folder = Path(folder)
+        dtype = None if dtype is None else place("cpu", dtype).dtype
         save_module(self.transformer, self.transformer.config.to_dict(), folder / "transformer", dtype=dtype)
         save_module(self.tokenizer, self.tokenizer.config.to_dict(), folder / "tokenizer", dtype=dtype)
         config = {"family": FAMILY, "class_names": list(self.class_names), "defaults": self.defaults}
@@ -291,13 +292,18 @@ class VARPipeline:
             raise InvalidArgumentError(f"{len(numbers)} labels for {len(tokens[0])} images")
         logits = self.transformer(torch.tensor(numbers), self.tokenizer.next_inputs(tokens))  # (B, L, V)
         targets = torch.cat([t.flatten(1) for t in tokens], 1)  # (B, L)
-        losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").double()
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").cpu().double()
         return -torch.stack([losses[:, self.schedule.span(k)].sum(1) for k in range(len(tokens))], 1)
 
     def _pixels(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
         if isinstance(images, Tensor):
             return images
         pictures = [images] if isinstance(images, Image.Image) else list(images)
+        if not all(isinstance(p, Image.Image) for p in pictures):
+            raise InvalidArgumentError(
+                f"images are PIL images or a tensor (B, 3, H, W) in [-1, 1], got {type(images).__name__} of "
+                f"{type(pictures[0]).__name__}"
+            )
         if not pictures:
             raise InvalidArgumentError("no pictures were given")
         h, w = self.image_size

@@ -138,49 +138,75 @@ class VARTokenizer(nn.Module):
         return [q.tokens for q in self.quantized(images, schedule)]
 
     @torch.no_grad()
-    def decode(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Token maps, one ``(B, h, w)`` tensor per step -> pictures ``(B, 3, H, W)`` float32 in [-1, 1]."""
-        return self.decode_latent(self.partial_sums(tokens)[-1])
+    def decode(self, tokens: Sequence[Tensor], schedule: ScaleSchedule | None = None) -> Tensor:
+        """Token maps, one ``(B, h, w)`` tensor per step -> pictures ``(B, 3, H, W)`` float32 in [-1, 1].
+
+        The first maps alone give the picture as it is after those steps, at full size. schedule: the list of
+        scales the maps were made with, where it is not the tokenizer's own.
+        """
+        return self.decode_latent(self.partial_sums(tokens, schedule)[-1])
 
     @torch.no_grad()
-    def decode_progressive(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+    def decode_progressive(
+        self, tokens: Sequence[Tensor], schedule: ScaleSchedule | None = None
+    ) -> list[Tensor]:
         """The picture after every step, each ``(B, 3, H, W)``: the coarse-to-fine story of one generation."""
-        return [self.decode_latent(f_hat) for f_hat in self.partial_sums(tokens)]
+        return [self.decode_latent(f_hat) for f_hat in self.partial_sums(tokens, schedule)]
 
     def decode_latent(self, f_hat: Tensor) -> Tensor:
         """Summed latent ``(B, z, P, P)`` -> pictures ``(B, 3, H, W)`` float32, clamped to [-1, 1]."""
         x: Tensor = self.decoder(self.post_quant_conv(f_hat.to(self.device, self.dtype)))
         return x.float().clamp(-1, 1)
 
-    def partial_sums(self, tokens: Sequence[Tensor]) -> list[Tensor]:
+    def partial_sums(self, tokens: Sequence[Tensor], schedule: ScaleSchedule | None = None) -> list[Tensor]:
         """The summed latent after every step, float32 ``(B, z, P, P)``."""
-        return list(self.quantize.partial_sums(*self._checked(tokens)))
+        return list(self.quantize.partial_sums(*self._checked(tokens, schedule)))
 
-    def next_inputs(self, tokens: Sequence[Tensor]) -> Tensor:
+    def next_inputs(self, tokens: Sequence[Tensor], schedule: ScaleSchedule | None = None) -> Tensor:
         """The transformer's teacher-forcing input: ``(B, L - h_0 w_0, z)`` float32.
 
-        For every step but the first, the partial sum of the steps before, shrunk to that step's grid.
+        For every step but the first, the partial sum of the steps before, shrunk to that step's grid. The
+        first n maps give the input of the first n steps.
         """
-        tokens, schedule = self._checked(tokens)
+        tokens, schedule = self._checked(tokens, schedule)
         sums = self.quantize.partial_sums(tokens[:-1], schedule)
-        maps = [shrink(f_hat, grid) for f_hat, grid in zip(sums, schedule.grids[1:], strict=True)]
-        return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+        grids = schedule.grids[1 : len(tokens)]
+        maps = [
+            shrink(f_hat, grid).flatten(2).transpose(1, 2) for f_hat, grid in zip(sums, grids, strict=True)
+        ]
+        empty = torch.zeros(len(tokens[0]), 0, self.config.z_channels, device=self.device)
+        return torch.cat([empty, *maps], dim=1)
 
-    def _checked(self, tokens: Sequence[Tensor]) -> tuple[list[Tensor], ScaleSchedule]:
-        """Token maps as ``(B, h, w)`` on this device, and the schedule their shapes spell out."""
+    def _checked(
+        self, tokens: Sequence[Tensor], schedule: ScaleSchedule | None
+    ) -> tuple[list[Tensor], ScaleSchedule]:
+        """Token maps as ``(B, h, w)`` on this device, compared with the schedule they belong to."""
+        schedule = schedule or self.schedule
         maps = [t.to(self.device) for t in tokens]
-        own = self.schedule.grids
-        if len(maps) == len(own):  # flat maps (B, h*w) are accepted where the own schedule tells their shape
-            maps = [
+        maps = (
+            [  # flat maps (B, h*w) are accepted too
                 t.unflatten(1, g) if t.ndim == 2 and t.shape[1] == g[0] * g[1] else t
-                for t, g in zip(maps, own, strict=True)
+                for t, g in zip(maps, schedule.grids, strict=False)
             ]
-        if not maps or any(t.ndim != 3 for t in maps):
+            + maps[schedule.num_steps :]
+        )
+        grids = [tuple(t.shape[1:]) for t in maps]
+        if not maps or grids != list(schedule.grids[: len(maps)]) or len({len(t) for t in maps}) > 1:
             raise GridError(
-                f"expected one (B, h, w) token tensor per step for the grids {self.schedule}, "
-                f"got shapes {[tuple(t.shape) for t in tokens]}"
+                f"expected one (B, h, w) token tensor per step for the grids {schedule}, or for the first, "
+                f"got shapes {[tuple(t.shape) for t in tokens]}; for other scales pass their schedule="
             )
-        return maps, ScaleSchedule(tuple((t.shape[1], t.shape[2]) for t in maps))
+        for step, t in enumerate(maps):
+            if t.is_floating_point() or t.is_complex():
+                raise InvalidArgumentError(
+                    f"tokens are whole numbers, but those of step {step} are {t.dtype}"
+                )
+            if t.numel() and not 0 <= int(t.min()) <= int(t.max()) < self.config.vocab_size:
+                raise InvalidArgumentError(
+                    f"tokens must be in 0..{self.config.vocab_size - 1}, but those of step {step} reach from "
+                    f"{int(t.min())} to {int(t.max())}"
+                )
+        return maps, schedule
 
     def training_forward(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Unclamped reconstruction, quantizer loss and token maps, with gradients.
@@ -189,11 +215,13 @@ class VARTokenizer(nn.Module):
         sees ``f + sg(f_hat - f)``, so its gradient reaches the encoder straight through.
         """
         f = self.features(images)
-        chain = list(self.quantize.residual_chain(f))
-        losses = [
-            F.mse_loss(q.f_hat, f.detach()) + self.config.beta * F.mse_loss(f, q.f_hat.detach())
-            for q in chain
-        ]
+        # Quantization stays in float32 under autocast: nearest codes would change with rounded distances.
+        with torch.autocast(f.device.type, enabled=False):
+            chain = list(self.quantize.residual_chain(f))
+            losses = [
+                F.mse_loss(q.f_hat, f.detach()) + self.config.beta * F.mse_loss(f, q.f_hat.detach())
+                for q in chain
+            ]
         straight_through = f + (chain[-1].f_hat - f).detach()
         recon: Tensor = self.decoder(self.post_quant_conv(straight_through.to(self.dtype)))
         return recon, torch.stack(losses).mean(), [q.tokens for q in chain]

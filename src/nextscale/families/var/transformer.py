@@ -214,7 +214,10 @@ class VARTransformer(nn.Module):
             whole step is accepted and gives the logits of that prefix.
         """
         steps = self._steps_of(inputs)
-        condition = self.class_emb(self.check_labels(labels))
+        labels = self.check_labels(labels)
+        if len(labels) != len(inputs):
+            raise InvalidArgumentError(f"{len(labels)} labels for inputs of {len(inputs)} images")
+        condition = self.class_emb(labels)
         embedded = [self.start_input(condition)]
         if steps > 1:
             embedded.append(self.embed(inputs, range(1, steps)))
@@ -227,6 +230,8 @@ class VARTransformer(nn.Module):
 
     def check_labels(self, labels: Tensor) -> Tensor:
         labels = torch.as_tensor(labels, device=self.device)
+        if labels.is_floating_point():
+            raise InvalidArgumentError(f"labels are whole numbers, got {labels.dtype}")
         if labels.ndim != 1 or not len(labels) or labels.min() < 0 or labels.max() > self.null_label:
             raise InvalidArgumentError(
                 f"labels must be a vector of class numbers 0..{self.null_label - 1} "
