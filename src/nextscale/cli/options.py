@@ -203,11 +203,16 @@ def read_whole_numbers(text: str, option: str) -> list[int]:
         ) from None
 
 
+MAX_ZOOM = 64  # a sheet of larger tiles would not fit in memory, nor on a screen
+
+
 def require_positive(numbers: Mapping[str, int | None]) -> None:
     """Raises InvalidArgumentError, naming the option, for a number below 1; ``None``, not given, is fine."""
     for option, value in numbers.items():
         if value is not None and value < 1:
             raise InvalidArgumentError(f"{option} must be at least 1, got {value}")
+        if option == "--zoom" and value is not None and value > MAX_ZOOM:
+            raise InvalidArgumentError(f"{option} must be at most {MAX_ZOOM}, got {value}")
 
 
 def split_arms(texts: Sequence[str]) -> list[str]:

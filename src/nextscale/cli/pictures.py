@@ -117,6 +117,17 @@ def _first_wrong(settings: object) -> str:
             return f"{name} is {settings.get(name)!r}"
     if not isinstance(settings.get("ssg"), dict | None):
         return f"ssg is {settings['ssg']!r}"
+    layout, source = settings.get("layout", {}), settings.get("source", {})
+    if not isinstance(layout, dict) or not all(
+        isinstance(n, int) and 0 < n < 10_000 for n in layout.values()
+    ):
+        return f"layout is {layout!r}"
+    if not isinstance(source, dict) or any(
+        type(v) is not (int if k == "depth" else str) for k, v in source.items()
+    ):
+        return f"source is {source!r}"
+    if not isinstance(settings.get("batch_size", 1), int):
+        return f"batch_size is {settings['batch_size']!r}"
     batch = settings.get("batch", settings)
     for where in (settings, batch):
         for name in ("labels", "seeds"):
