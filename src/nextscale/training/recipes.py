@@ -6,7 +6,7 @@ The command line calls the three ``train_*`` functions. A recipe's settings can 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class TransformerRecipe:
     """``config`` gets its vocabulary, code width, scales and classes from the tokenizer and the data.
 
     class_names: for data that do not name their classes, if there are as many.
+    defaults: of the model for drawing, where they are not those of the official models.
     """
 
     config: VARTransformerConfig
@@ -49,6 +50,7 @@ class TransformerRecipe:
     flip: bool = True
     label_dropout: float = 0.1
     class_names: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[tuple[float, int], ...] = ()
 
 
@@ -94,6 +96,7 @@ def cifar10_transformer() -> TransformerRecipe:
         ),
         flip=False,
         class_names=CIFAR10_CLASSES,
+        defaults={"guidance_scale": 4.0, "top_k": 50},
         stages=((0.6, 4), (0.2, 5)),
     )
 
@@ -210,6 +213,7 @@ def train_transformer(
         cached_tokens(vae, held, output / "tokens-held-out.pt", flip=False),
         held.labels,
         class_names=names,
+        defaults=chosen.defaults,
         label_dropout=chosen.label_dropout,
         stages=chosen.stages,
     )

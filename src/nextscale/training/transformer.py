@@ -8,8 +8,9 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +137,7 @@ class TransformerTask:
         held_out_labels: Tensor,
         *,
         class_names: Sequence[str] = (),
+        defaults: Mapping[str, Any] | None = None,
         label_dropout: float = 0.1,
         label_smoothing: float = 0.0,
         stages: Sequence[tuple[float, int]] = (),
@@ -154,7 +156,7 @@ class TransformerTask:
         self.label_dropout, self.label_smoothing = label_dropout, label_smoothing
         self.stages = stages
         self.state: dict[str, Tensor] = {}
-        self.class_names = tuple(class_names)
+        self.class_names, self.defaults = tuple(class_names), defaults
         self.num_examples = len(labels)
 
     def num_scales(self, progress: float) -> int:
@@ -216,4 +218,4 @@ class TransformerTask:
         self._pipeline(model).save_pretrained(folder)
 
     def _pipeline(self, model: VARTransformer) -> VARPipeline:
-        return VARPipeline(model, self.tokenizer, class_names=self.class_names)
+        return VARPipeline(model, self.tokenizer, class_names=self.class_names, defaults=self.defaults)
