@@ -44,7 +44,7 @@ OWNED = {
     "click": ("cli/*",),
     "rich": ("cli/*",),
     "gradio": ("demo/*",),
-    "transformers": ("families/*/text*.py",),
+    "transformers": ("families/text*.py", "families/*/text*.py"),
     "accelerate": ("training/*",),
     "datasets": ("training/*", "evaluation/*"),
     "pyarrow": ("training/*", "evaluation/*"),

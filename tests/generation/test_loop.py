@@ -127,6 +127,37 @@ def test_guidance_acts_in_order_between_model_and_draw():
         fresh.accept(GuidanceStep(k, grids), step.tokens.flatten(1), step.guided)
 
 
+class InParts(Counting):
+    """The same, but the last grid comes in two parts."""
+
+    parts = (torch.tensor([[4, 1], [0, 5]]), torch.tensor([[0, 2, 3, 5], [1, 2, 3, 4]]))
+
+    def steps(self) -> list[GuidanceStep]:
+        grids = self.schedule.grids
+        return [*super().steps()[:2], *(GuidanceStep(2, grids, p) for p in self.parts)]
+
+    def predict(self, step: GuidanceStep) -> dict[str, Tensor]:
+        whole = super().predict(step)
+        if step.positions is None:
+            return whole
+        index = step.positions[..., None].expand(-1, -1, VOCAB)
+        return {b: logits.gather(1, index) for b, logits in whole.items()}
+
+    def accept(self, step: GuidanceStep, tokens: Tensor, filtered: Tensor) -> None:
+        if step.index < 2:  # the parts of the last grid do not see each other
+            super().accept(step, tokens, filtered)
+
+
+def test_a_grid_in_parts_is_the_same_grid():
+    whole, parts = Counting([0, 4], ["cond"]), InParts([0, 4], ["cond"])
+    steps: list[StepInfo] = []
+    expected = generate(whole, GuidanceChain([ScaledSpatialGuidance(0.5)]), drawer(whole))
+    tokens = generate(parts, GuidanceChain([ScaledSpatialGuidance(0.5)]), drawer(parts), steps.append)
+    assert len(tokens) == 3 and all(torch.equal(a, b) for a, b in zip(tokens, expected, strict=True))
+    assert [s.index for s in steps] == [0, 1, 2, 2]
+    assert (steps[2].tokens == -1).flatten(1).sum(1).tolist() == [4, 4]  # still to come
+
+
 def test_filtering_leaves_the_reported_logits_whole():
     session = Counting([0], ["cond"])
     steps: list[StepInfo] = []

@@ -301,15 +301,43 @@ def test_paired_takes_a_part_of_the_steps_numbers():
     drawer = Drawer("paired", Filters(), [1, 2], [6], CPU)
     whole, _ = drawer(logits, 0)
     part = torch.tensor([4, 0, 5])
-    assert torch.equal(drawer(logits[:, part], 0, drawer.noise[0][:, part])[0], whole[:, part])
+    assert torch.equal(drawer(logits[:, part], 0, part.expand(2, -1))[0], whole[:, part])
 
 
 def test_several_decisions_per_position():
-    logits = torch.randn(2, 3, 5, 2, generator=torch.Generator().manual_seed(0))  # bits
-    tokens, _ = Drawer("paired", Filters(), [1, 2], [15], CPU)(logits, 0)
+    logits = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0))  # 5 bits
+    tokens, filtered = Drawer("paired", Filters(), [1, 2], [15], CPU, choices=2)(logits, 0)
     assert tokens.shape == (2, 3, 5)
-    flat, _ = Drawer("paired", Filters(), [1, 2], [15], CPU)(logits.flatten(1, 2), 0)
+    assert torch.equal(filtered, logits.view(2, 3, 5, 2))
+    flat, _ = Drawer("paired", Filters(), [1, 2], [15], CPU)(logits.view(2, 15, 2), 0)
     assert torch.equal(tokens.flatten(1), flat)
+
+
+@pytest.mark.parametrize("sampler", ["paired", "greedy", "multinomial"])
+def test_given_tokens_take_the_place_of_drawn_ones(sampler: Any):
+    logits = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+    given = torch.arange(12).view(2, 2, 3)
+    free = Drawer(sampler, Filters(), [1, 2], [6, 6], CPU)
+    bound = Drawer(sampler, Filters(), [1, 2], [6, 6], CPU, given=[given])
+    free(logits, 0)
+    assert torch.equal(bound(logits, 0)[0], given.flatten(1))
+    part = torch.tensor([[5, 0], [1, 2]])
+    assert torch.equal(bound(logits[:, :2], 0, part)[0], torch.tensor([[5, 0], [7, 8]]))
+    if sampler != "multinomial":  # which draws on, as the official code does
+        assert torch.equal(bound(logits, 1)[0], free(logits, 1)[0])
+
+
+def test_top_k_per_step():
+    logits = torch.arange(5.0).view(1, 1, 5)
+    filters = Filters(top_k=[1, 3])
+    assert [int(torch.isfinite(filters(logits, k)).sum()) for k in (0, 1)] == [1, 3]
+    filters.check(vocab_size=5, num_steps=2)
+    with pytest.raises(InvalidArgumentError, match="top_k has 2 values, but the model takes 3 steps"):
+        filters.check(vocab_size=5, num_steps=3)
+    with pytest.raises(InvalidArgumentError, match="top_k is 3, but the vocabulary has 2"):
+        filters.check(vocab_size=2, num_steps=2)
+    with pytest.raises(InvalidArgumentError, match="got -1"):
+        Filters(top_k=[2, -1])
 
 
 def test_greedy():

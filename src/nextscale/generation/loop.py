@@ -38,7 +38,8 @@ class Session(Protocol):
         ...
 
     def accept(self, step: GuidanceStep, tokens: Tensor, filtered: Tensor) -> None:
-        """Take the tokens ``(B, l)`` drawn from the filtered logits, and get ready for the next step."""
+        """Take the tokens ``(B, l)`` or bits ``(B, l, D)`` drawn from the filtered logits, and get ready for
+        the next step."""
         ...
 
 
@@ -49,7 +50,9 @@ class StepInfo:
     index: the step, from 0. grid: its ``(height, width)``.
     logits: float32 ``(B, l, C)`` after classifier-free guidance, before SSG and before temperature.
     guided: the logits after all guidance, before temperature and filters; what was sampled from.
-    tokens: int64 ``(B, h, w)``. feature_map: the summed latent with this step's tokens, ``(B, z, H, W)``.
+    tokens: int64 ``(B, h, w)``, or ``(B, h, w, D)`` where a token is D bits; -1 where a grid is predicted in
+        parts and a cell is still to come. feature_map: the summed latent with this step's tokens,
+        ``(B, z, H, W)``.
     """
 
     index: int
@@ -67,14 +70,25 @@ StepCallback = Callable[[StepInfo], None]
 def generate(
     session: Session, guidance: GuidanceChain, draw: Drawer, on_step: StepCallback | None = None
 ) -> list[Tensor]:
-    """Run one batch to its end and return its tokens, an int64 ``(B, h, w)`` tensor per step."""
-    drawn: list[Tensor] = []
+    """Run one batch to its end and return its tokens, one int64 ``(B, h, w[, D])`` tensor per grid."""
+    maps: list[Tensor] = []
     with guidance.open(session.schedule.grids) as guide:
         for step in session.steps():
             logits, guided = guide(step, session.predict(step))
-            tokens, filtered = draw(guided, step.index)
+            tokens, filtered = draw(guided, step.index, step.positions)
             session.accept(step, tokens, filtered)
-            drawn.append(tokens.unflatten(1, step.grid))
+            maps[step.index :] = [_on_grid(tokens, step, maps[step.index :])]
             if on_step is not None:
-                on_step(StepInfo(step.index, step.grid, logits, guided, drawn[-1], session.feature_map))
-    return drawn
+                on_step(StepInfo(step.index, step.grid, logits, guided, maps[-1], session.feature_map))
+    return maps
+
+
+def _on_grid(tokens: Tensor, step: GuidanceStep, before: list[Tensor]) -> Tensor:
+    """The step's token map; a part of it goes among those drawn before, as a new tensor."""
+    if step.positions is None:
+        return tokens.unflatten(1, step.grid)
+    rest = tokens.shape[2:]
+    h, w = step.grid
+    cells = before[0].flatten(1, 2) if before else tokens.new_full((len(tokens), h * w, *rest), -1)
+    index = step.positions.reshape(*step.positions.shape, *[1] * len(rest)).expand_as(tokens)
+    return cells.scatter(1, index, tokens).unflatten(1, step.grid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
 
@@ -13,6 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.generation.loop import Session, StepCallback, generate
+from nextscale.generation.tokens import Drawer
+from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.schedules import StrengthLike
 from nextscale.guidance.ssg import DEFAULT_BETA, ScaledSpatialGuidance, as_ssg
@@ -104,6 +107,54 @@ def spans(count: int, batch_size: int) -> Iterator[slice]:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InvalidArgumentError(f"batch_size must be a positive whole number, got {batch_size!r}")
     yield from (slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size))
+
+
+def draw_batches(
+    count: int,
+    batch_size: int,
+    begin: Callable[[slice], tuple[Session, Drawer]],
+    guidance: GuidanceChain,
+    decode: Callable[[Tensor], Tensor],
+    on_step: StepCallback | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Make ``count`` pictures, at most ``batch_size`` at a time.
+
+    begin: makes the session and the drawer of one batch, which is this slice of the pictures.
+    decode: a finished latent to pictures ``(B, 3, H, W)`` in [-1, 1].
+    Returns all pictures and all tokens (one tensor per grid), both on the CPU.
+    """
+    images, tokens = [], []
+    for span in spans(count, batch_size):
+        session, draw = begin(span)
+        tokens.append([t.cpu() for t in generate(session, guidance, draw, on_step)])
+        images.append(decode(session.feature_map).cpu())
+        del session  # its cache, before the next one allocates its own
+    return torch.cat(images), [torch.cat(maps) for maps in zip(*tokens, strict=True)]
+
+
+def image_tensor(images: Tensor | Image.Image | Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
+    """PIL images of ``size`` (height, width) as a float32 tensor ``(B, 3, H, W)`` in [-1, 1]; tensors as is.
+
+    Raises InvalidArgumentError for other sizes, other things, or none at all.
+    """
+    if isinstance(images, Tensor):
+        return images
+    pictures = [images] if isinstance(images, Image.Image) else list(images)
+    if not all(isinstance(p, Image.Image) for p in pictures):
+        raise InvalidArgumentError(
+            f"images are PIL images or a tensor (B, 3, H, W) in [-1, 1], got {type(images).__name__} of "
+            f"{type(pictures[0]).__name__}"
+        )
+    if not pictures:
+        raise InvalidArgumentError("no pictures were given")
+    h, w = size
+    wrong = next((p.size for p in pictures if p.size != (w, h)), None)
+    if wrong is not None:
+        raise InvalidArgumentError(
+            f"pictures must be {w}x{h} pixels for this model, got {wrong[0]}x{wrong[1]}"
+        )
+    stacked = [torch.frombuffer(bytearray(p.convert("RGB").tobytes()), dtype=torch.uint8) for p in pictures]
+    return torch.stack(stacked).view(-1, h, w, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def check_output_type(output_type: str) -> None:

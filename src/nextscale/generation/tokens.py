@@ -26,30 +26,31 @@ class Filters:
     """What is left to draw from.
 
     temperature: logits are divided by it; one number, or one per step.
-    top_k: keep the k most likely tokens and those tied with the k-th; 0 keeps all.
+    top_k: keep the k most likely tokens and those tied with the k-th; 0 keeps all; one number, or one per
+        step.
     top_p: keep the smallest set of tokens whose probability reaches p, after top-k; 0 and 1 keep all.
     min_p: keep tokens at least this share as likely as the likeliest; 0 keeps all.
     """
 
     temperature: float | Sequence[float] = 1.0
-    top_k: int = 0
+    top_k: int | Sequence[int] = 0
     top_p: float = 0.0
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        given: Any = self.temperature
-        values = given.tolist() if hasattr(given, "tolist") else given  # arrays, tensors and their numbers
-        several = isinstance(values, Sequence) and not isinstance(values, str)
-        for t in values if several else (values,):
+        values, several = _values(self.temperature)
+        for t in values:
             if isinstance(t, bool) or not isinstance(t, Real) or not 0 < float(t) < math.inf:
                 raise InvalidArgumentError(
                     f"temperature must be a positive number, got {t!r}; "
                     f"for the likeliest token use sampler='greedy'"
                 )
-        object.__setattr__(self, "temperature", tuple(map(float, values)) if several else float(values))
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, Integral) or self.top_k < 0:
-            raise InvalidArgumentError(f"top_k must be a whole number, 0 for no limit; got {self.top_k!r}")
-        object.__setattr__(self, "top_k", int(self.top_k))
+        object.__setattr__(self, "temperature", tuple(map(float, values)) if several else float(values[0]))
+        values, several = _values(self.top_k)
+        for k in values:
+            if isinstance(k, bool) or not isinstance(k, Integral) or k < 0:
+                raise InvalidArgumentError(f"top_k must be a whole number, 0 for no limit; got {k!r}")
+        object.__setattr__(self, "top_k", tuple(map(int, values)) if several else int(values[0]))
         for name in ("top_p", "min_p"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
@@ -57,19 +58,30 @@ class Filters:
             object.__setattr__(self, name, float(value))
 
     def check(self, *, vocab_size: int, num_steps: int) -> None:
-        """Compare with a model: top_k with its vocabulary, a temperature list with its number of steps."""
-        if self.top_k > vocab_size:
-            raise InvalidArgumentError(f"top_k is {self.top_k}, but the vocabulary has {vocab_size} tokens")
-        if isinstance(self.temperature, Sequence) and len(self.temperature) != num_steps:
-            raise InvalidArgumentError(
-                f"temperature has {len(self.temperature)} values, but the model takes {num_steps} steps"
-            )
+        """Compare with a model: top_k with its vocabulary, lists with its number of steps."""
+        for k in self.top_k if isinstance(self.top_k, Sequence) else (self.top_k,):
+            if k > vocab_size:
+                raise InvalidArgumentError(f"top_k is {k}, but the vocabulary has {vocab_size} tokens")
+        for name in ("temperature", "top_k"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and len(value) != num_steps:
+                raise InvalidArgumentError(
+                    f"{name} has {len(value)} values, but the model takes {num_steps} steps"
+                )
 
     def __call__(self, logits: Tensor, step: int = 0) -> Tensor:
         """Divided by the step's temperature and filtered, as a new tensor of the same shape."""
         temperature = self.temperature[step] if isinstance(self.temperature, Sequence) else self.temperature
+        top_k = self.top_k[step] if isinstance(self.top_k, Sequence) else self.top_k
         scaled = logits if temperature == 1 else logits / temperature
-        return filter_logits(scaled, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        return filter_logits(scaled, top_k=top_k, top_p=self.top_p, min_p=self.min_p)
+
+
+def _values(given: Any) -> tuple[tuple[Any, ...], bool]:
+    """One value or several (also as an array or tensor), as a tuple, and whether they were several."""
+    values = given.tolist() if hasattr(given, "tolist") else given
+    several = isinstance(values, Sequence) and not isinstance(values, str)
+    return (tuple(values) if several else (values,)), several
 
 
 def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0, min_p: float = 0.0) -> Tensor:
@@ -130,9 +142,13 @@ class ImageNoise:
 class Drawer:
     """Draws the tokens of one batch, step by step.
 
-    paired: inverse CDF from :class:`ImageNoise`; greedy: the likeliest token; multinomial: one
-    ``torch.multinomial`` per step from a generator on ``device`` that starts at the first image's seed, which
-    is how the official code draws.
+    sampler: paired: inverse CDF from :class:`ImageNoise`; greedy: the likeliest token; multinomial: one
+        ``torch.multinomial`` per step from a generator on ``device`` that starts at the first image's seed,
+        which is how the official code draws.
+    counts: decisions per step.
+    choices: how many logits one decision is made from: all of a position's (``None``), or 2 where a position
+        has several bits with two logits each.
+    given: token maps ``(B, h, w)`` or ``(B, h, w, bits)`` of the first steps, taken in place of drawn ones.
     """
 
     def __init__(
@@ -142,25 +158,39 @@ class Drawer:
         seeds: Sequence[int],
         counts: Sequence[int],
         device: torch.device,
+        *,
+        choices: int | None = None,
+        given: Sequence[Tensor] = (),
     ) -> None:
         if sampler not in get_args(Sampler):
             raise InvalidArgumentError(f"unknown sampler {sampler!r}; known: {', '.join(get_args(Sampler))}")
-        self.sampler, self.filters = sampler, filters
+        self.sampler, self.filters, self.choices = sampler, filters, choices
+        self.given = [maps.to(device).flatten(1, 2) for maps in given]
         self.noise = ImageNoise(seeds, counts)
         self.generator = torch.Generator(device).manual_seed(seeds[0])
 
-    def __call__(self, logits: Tensor, step: int, uniform: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Guided logits ``(B, ..., V)`` to tokens ``(B, ...)`` and the filtered logits they were drawn from.
+    def __call__(self, logits: Tensor, step: int, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Guided logits ``(B, l, C)`` to tokens ``(B, l)`` and the filtered logits they were drawn from.
 
-        uniform: the numbers to use where a step draws only a part of its decisions; default all of the
-            step's.
+        With ``choices`` the logits count as ``(B, l, C / choices, choices)`` and the tokens are ``(B, l, C /
+        choices)``. positions: int64 ``(B, l)``, the row-major cells of the grid where a step draws only some.
         """
+        if self.choices is not None:
+            logits = logits.unflatten(-1, (-1, self.choices))
         filtered = self.filters(logits, step)
+        tokens = self._draw(filtered, step, positions)
+        if step < len(self.given):
+            tokens = self.given[step] if positions is None else self.given[step].gather(1, positions)
+        return tokens, filtered
+
+    def _draw(self, filtered: Tensor, step: int, positions: Tensor | None) -> Tensor:
         if self.sampler == "greedy":
-            return filtered.argmax(-1), filtered
+            return filtered.argmax(-1)
         if self.sampler == "multinomial":
             rows = filtered.float().softmax(-1).flatten(0, -2)
             drawn = torch.multinomial(rows, 1, replacement=True, generator=self.generator)
-            return drawn.view(filtered.shape[:-1]), filtered
-        numbers = self.noise[step] if uniform is None else uniform
-        return inverse_cdf(filtered, numbers.view(filtered.shape[:-1])), filtered
+            return drawn.view(filtered.shape[:-1])
+        numbers = self.noise[step]
+        if positions is not None:
+            numbers = numbers.gather(1, positions.to(numbers.device))
+        return inverse_cdf(filtered, numbers.view(filtered.shape[:-1]))

@@ -15,9 +15,10 @@ from nextscale.weights.layout import save_module
 
 
 class ClassifierTask:
-    """Cross-entropy with label smoothing on mirrored and shifted pictures.
+    """Cross-entropy with label smoothing on mirrored, shifted and partly covered pictures.
 
     shift: largest translation in pixels; borders are reflected.
+    cutout: side in pixels of a square that is set to grey, anywhere, and cut off at the borders; 0 for none.
     """
 
     def __init__(
@@ -27,10 +28,11 @@ class ClassifierTask:
         held_out: ImageSource,
         *,
         shift: int = 2,
+        cutout: int = 0,
         label_smoothing: float = 0.1,
     ) -> None:
         self.model, self.data, self.held_out = model, data, held_out
-        self.shift, self.label_smoothing = shift, label_smoothing
+        self.shift, self.cutout, self.label_smoothing = shift, cutout, label_smoothing
         self.num_examples = len(data)
         self.state: dict[str, Tensor] = {}
 
@@ -49,9 +51,18 @@ class ClassifierTask:
         top, left = torch.randint(2 * self.shift + 1, (2, n))
         rows = (top[:, None] + torch.arange(h))[:, None, :, None]
         columns = (left[:, None] + torch.arange(w))[:, None, None, :]
-        return padded[
+        shifted = padded[
             torch.arange(n)[:, None, None, None], torch.arange(3)[None, :, None, None], rows, columns
         ]
+        return self._cover(shifted) if self.cutout else shifted
+
+    def _cover(self, images: Tensor) -> Tensor:
+        n, _, h, w = images.shape
+        top, left = torch.randint(h, (n, 1)), torch.randint(w, (n, 1))  # centre of the square
+        reach = self.cutout / 2
+        rows = (torch.arange(h) + 0.5 - top).abs() < reach
+        columns = (torch.arange(w) + 0.5 - left).abs() < reach
+        return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
     def after_step(self, step: int, total: int) -> None:
         """Nothing to do."""

@@ -59,6 +59,7 @@ class ClassifierRecipe:
     config: ClassifierConfig
     settings: TrainSettings
     shift: int = 2
+    cutout: int = 0
     label_smoothing: float = 0.1
 
 
@@ -76,7 +77,7 @@ def cifar10_tokenizer() -> TokenizerRecipe:
         ),
         TrainSettings(
             batch_size=32,
-            images=125_000,
+            images=400_000,
             lr=2.5e-3,
             warmup=0.03,
             weight_decay=0.01,
@@ -106,8 +107,9 @@ def cifar10_classifier() -> ClassifierRecipe:
     return ClassifierRecipe(
         ClassifierConfig(num_classes=10, widths=(32, 128, 160)),
         TrainSettings(
-            batch_size=128, images=500_000, lr=6e-3, warmup=0.2, weight_decay=0.05, clip=5.0, ema=0.0
+            batch_size=128, images=900_000, lr=6e-3, warmup=0.2, weight_decay=0.05, clip=5.0, ema=0.999
         ),
+        cutout=10,
     )
 
 
@@ -242,6 +244,7 @@ def train_classifier(
         training,
         held,
         shift=chosen.shift,
+        cutout=chosen.cutout,
         label_smoothing=chosen.label_smoothing,
     )
     return train(task, chosen.settings, Path(output), resume=resume, report=report)

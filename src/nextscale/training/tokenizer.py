@@ -14,14 +14,17 @@ from nextscale.training.data import ImageSource, to_float
 from nextscale.training.pictures import save_grid
 from nextscale.weights.layout import save_module
 
+IDLE = 0.05
+
 
 class TokenizerTask:
     """Reconstruction and codebook loss of a :class:`VARTokenizer`.
 
     flip: mirror half of the pictures.
-    revive_every: iterations between revivals of dead codes (those no position chose since the last revival);
-        a revived code takes the place of a residual the encoder produced just now. Revivals end at 70 % of
-        the run, so that the last codes have time to settle.
+    revive_every: iterations between revivals of idle codes (chosen less than :data:`IDLE` times as often as
+        the average code since the last revival); a revived code takes the place of a residual the encoder
+        produced just now, badly coded ones first. Revivals end at 70 % of the run, so that the last codes
+        have time to settle.
     """
 
     def __init__(
@@ -47,9 +50,10 @@ class TokenizerTask:
             mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
             images = torch.where(mirrored.to(images.device), images.flip(-1), images)
         recon, quantizer_loss, tokens = self.model.training_forward(images)
-        error = F.mse_loss(recon.float(), images)
+        errors = (recon.float() - images).square().mean((1, 2, 3))
         self._observe(images, tokens)
-        return error + quantizer_loss, {"psnr": psnr(error), "quantizer": quantizer_loss.detach()}
+        figures = {"psnr": psnr(errors).mean(), "quantizer": quantizer_loss.detach()}
+        return relative_error(errors) + quantizer_loss, figures
 
     def _observe(self, images: Tensor, tokens: list[Tensor]) -> None:
         flat = torch.cat([t.flatten() for t in tokens]).cpu()
@@ -61,24 +65,26 @@ class TokenizerTask:
         if not first and (step % self.revive_every or step > 0.7 * total):
             return
         hits = self.state["hits"]
-        dead = torch.arange(len(hits)) if first else (hits == 0).nonzero().flatten()
-        if len(dead):
-            self._revive(dead)
+        idle = torch.arange(len(hits)) if first else (hits < IDLE * hits.float().mean()).nonzero().flatten()
+        if len(idle):
+            self._revive(idle)
         hits.zero_()
 
     @torch.no_grad()
-    def _revive(self, dead: Tensor) -> None:
-        """Replace codes by residuals drawn evenly from all scales of the last batch."""
+    def _revive(self, idle: Tensor) -> None:
+        """Replace codes by residuals of the last batch, drawn in proportion to their squared coding error."""
         quantizer = self.model.quantize
         f = rest = self.model.features(self._images)
-        pools = []
+        residuals, errors = [], []
         for q, grid in zip(quantizer.residual_chain(f), quantizer.schedule, strict=True):
-            pools.append(shrink(rest, grid).permute(0, 2, 3, 1).flatten(0, 2))
+            wanted = shrink(rest, grid)
+            residuals.append(wanted.permute(0, 2, 3, 1).flatten(0, 2))
+            errors.append((wanted - quantizer.lookup(q.tokens)).square().sum(1).flatten())
             rest = f - q.f_hat
-        share = -(-len(dead) // len(pools))
-        drawn = torch.cat([p[torch.randint(len(p), (share,))] for p in pools])
-        drawn = drawn[torch.randperm(len(drawn))[: len(dead)]]
-        quantizer.embedding.weight[dead.to(drawn.device)] = drawn.to(quantizer.embedding.weight.dtype)
+        pool, weights = torch.cat(residuals), torch.cat(errors)
+        idle = idle[: len(pool)].to(pool.device)
+        drawn = torch.multinomial(weights + 1e-12, len(idle))
+        quantizer.embedding.weight[idle] = pool[drawn].to(quantizer.embedding.weight.dtype)
 
     def evaluate(self, model: VARTokenizer) -> dict[str, float]:
         return measure_tokenizer(model, self.held_out, self.eval_rows)
@@ -90,6 +96,16 @@ class TokenizerTask:
 
     def save(self, model: VARTokenizer, folder: Path) -> None:
         save_module(model, model.config.to_dict(), folder / "tokenizer")
+
+
+def relative_error(errors: Tensor) -> Tensor:
+    """Mean squared errors ``(B,)``, each weighted by its inverse -> scalar.
+
+    Its gradient is that of the mean logarithm of the errors, hence of the mean PSNR over pictures, times the
+    errors' harmonic mean; so smooth pictures count as much as busy ones.
+    """
+    weights = 1 / errors.detach().clamp_min(1e-8)
+    return (errors * (weights / weights.mean())).mean()
 
 
 def psnr(mean_squared_error: Tensor) -> Tensor:

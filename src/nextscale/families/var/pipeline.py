@@ -18,16 +18,17 @@ from nextscale.families.var.classes import imagenet_classes, resolve_labels
 from nextscale.families.var.session import SoftCodes, VARSession
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
-from nextscale.generation.loop import StepCallback, generate
+from nextscale.generation.loop import StepCallback
 from nextscale.generation.request import (
     GenerationOutput,
     OutputType,
     check_output_type,
     convert_images,
+    draw_batches,
+    image_tensor,
     resolve_cfg,
     resolve_seeds,
     resolve_ssg,
-    spans,
     with_values,
 )
 from nextscale.generation.tokens import Drawer, Filters, Sampler
@@ -217,18 +218,16 @@ class VARPipeline:
         spatial = with_values(resolve_ssg(ssg, self.defaults), self.schedule.grids)
         filters = self._filters(top_k, top_p, min_p, temperature)
         guidance = GuidanceChain([cfg, spatial])
-        images, tokens = [], []
-        for span in spans(len(numbers), batch_size):
+
+        def begin(span: slice) -> tuple[VARSession, Drawer]:
             draw = Drawer(sampler, filters, seeds[span], self.schedule.lengths, self.device)
-            session = VARSession(
-                self.transformer,
-                self.tokenizer,
-                torch.tensor(numbers[span], device=self.device),
-                guidance.branches,
-                self._soft_codes(draw) if more_smooth else None,
-            )
-            tokens.append([t.cpu() for t in generate(session, guidance, draw, on_step)])
-            images.append(self.tokenizer.decode_latent(session.feature_map).cpu())
+            wanted = torch.tensor(numbers[span], device=self.device)
+            smooth = self._soft_codes(draw) if more_smooth else None
+            return VARSession(self.transformer, self.tokenizer, wanted, guidance.branches, smooth), draw
+
+        images, tokens = draw_batches(
+            len(numbers), batch_size, begin, guidance, self.tokenizer.decode_latent, on_step
+        )
         settings = {
             "nextscale": __version__,
             "family": FAMILY,
@@ -245,8 +244,7 @@ class VARPipeline:
             "sampler": sampler,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        merged = [torch.cat(maps) for maps in zip(*tokens, strict=True)]
-        return GenerationOutput(convert_images(torch.cat(images), output_type), merged, seeds, settings)
+        return GenerationOutput(convert_images(images, output_type), tokens, seeds, settings)
 
     def _filters(
         self,
@@ -275,7 +273,9 @@ class VARPipeline:
         images: a tensor ``(B, 3, H, W)`` in [-1, 1], or PIL images of the model's size.
         """
         check_output_type(output_type)
-        return convert_images(self.tokenizer.decode(self.tokenizer.encode(self._pixels(images))), output_type)
+        return convert_images(
+            self.tokenizer.decode(self.tokenizer.encode(image_tensor(images, self.image_size))), output_type
+        )
 
     @torch.no_grad()
     def log_likelihood(
@@ -286,7 +286,7 @@ class VARPipeline:
         Returns float64 ``(B, K)`` in nats, summed over each scale's positions; its sum over K is that of the
         whole token sequence.
         """
-        tokens = self.tokenizer.encode(self._pixels(images))
+        tokens = self.tokenizer.encode(image_tensor(images, self.image_size))
         numbers = resolve_labels(labels, self.class_names, self.transformer.config.num_classes)
         if len(numbers) != len(tokens[0]):
             raise InvalidArgumentError(f"{len(numbers)} labels for {len(tokens[0])} images")
@@ -294,25 +294,3 @@ class VARPipeline:
         targets = torch.cat([t.flatten(1) for t in tokens], 1)  # (B, L)
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").cpu().double()
         return -torch.stack([losses[:, self.schedule.span(k)].sum(1) for k in range(len(tokens))], 1)
-
-    def _pixels(self, images: Tensor | Image.Image | Sequence[Image.Image]) -> Tensor:
-        if isinstance(images, Tensor):
-            return images
-        pictures = [images] if isinstance(images, Image.Image) else list(images)
-        if not all(isinstance(p, Image.Image) for p in pictures):
-            raise InvalidArgumentError(
-                f"images are PIL images or a tensor (B, 3, H, W) in [-1, 1], got {type(images).__name__} of "
-                f"{type(pictures[0]).__name__}"
-            )
-        if not pictures:
-            raise InvalidArgumentError("no pictures were given")
-        h, w = self.image_size
-        wrong = next((p.size for p in pictures if p.size != (w, h)), None)
-        if wrong is not None:
-            raise InvalidArgumentError(
-                f"pictures must be {w}x{h} pixels for this model, got {wrong[0]}x{wrong[1]}"
-            )
-        stacked = [
-            torch.frombuffer(bytearray(p.convert("RGB").tobytes()), dtype=torch.uint8) for p in pictures
-        ]
-        return torch.stack(stacked).view(-1, h, w, 3).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.nn.attention import block_causal_mask, normalise_qk
 from nextscale.nn.cache import KVCache
+from nextscale.nn.modulation import AdaLinear, FeedForward, HeadNorm
 from nextscale.scales import Grid, ScaleSchedule
 
 
@@ -66,18 +67,6 @@ class VARTransformerConfig:
         return asdict(self)
 
 
-class AdaLinear(nn.Sequential):
-    """Condition vector ``(B, C)`` -> ``count`` modulation vectors ``(B, 1, count, C)``."""
-
-    def __init__(self, dim: int, count: int) -> None:
-        super().__init__(nn.SiLU(), nn.Linear(dim, count * dim))  # the key of the projection ends in ".1"
-        self.count = count
-
-    def forward(self, condition: Tensor) -> Tensor:
-        result: Tensor = self[1](self[0](condition))
-        return result.view(len(condition), 1, self.count, -1)
-
-
 class SelfAttention(nn.Module):
     """Multi-head attention; keys have no bias, and published files hold zeros in its place."""
 
@@ -106,17 +95,6 @@ class SelfAttention(nn.Module):
             k, v = cache.append(k, v)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, length, dim))
-        return result
-
-
-class FeedForward(nn.Module):
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
         return result
 
 
@@ -153,19 +131,6 @@ class Block(nn.Module):
         keep = 1 - self.drop_path
         kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
         return branch * (kept.to(branch.dtype) / keep)
-
-
-class HeadNorm(nn.Module):
-    """The norm before the classifier, scaled and shifted by the raw class vector."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=False)
-        self.ada_lin = AdaLinear(dim, 2)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        scale, shift = self.ada_lin(condition).unbind(2)
-        return self.norm(x) * (1 + scale) + shift
 
 
 class VARTransformer(nn.Module):

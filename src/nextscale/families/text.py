@@ -1,0 +1,107 @@
+"""Text as the text-to-image families share it: features of prompts, and what makes them.
+
+The encoders themselves (``families/*/text.py``) go through transformers; whoever has the features already
+needs neither an encoder nor transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nextscale.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Features of a batch of prompts.
+
+    features: float ``(B, T, W)``, one row per token. mask: bool ``(B, T)``, true for the prompt's own tokens
+    and false for padding; the padding rows of the features may hold anything.
+
+    Raises InvalidArgumentError if the two do not fit each other or a prompt has no token.
+    """
+
+    features: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if (
+            self.features.ndim != 3
+            or not self.features.is_floating_point()
+            or self.mask.dtype != torch.bool
+            or self.mask.shape != self.features.shape[:2]
+        ):
+            raise InvalidArgumentError(
+                f"text features are floats (B, T, W) with a bool mask (B, T), got "
+                f"{self.features.dtype} {tuple(self.features.shape)} and "
+                f"{self.mask.dtype} {tuple(self.mask.shape)}"
+            )
+        empty = (~self.mask.any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise InvalidArgumentError(f"prompt {empty[0]} has no text token; its mask is all false")
+
+    @classmethod
+    def from_packed(cls, features: Tensor, lengths: Sequence[int] | Tensor) -> TextFeatures:
+        """From one row per real token, ``(sum(lengths), W)``, and the number of tokens of every prompt."""
+        counts = [int(n) for n in lengths]
+        if features.ndim != 2 or sum(counts) != len(features):
+            raise InvalidArgumentError(
+                f"packed text features are (sum of lengths, W); got {tuple(features.shape)} "
+                f"for lengths {counts}"
+            )
+        padded = torch.nn.utils.rnn.pad_sequence(list(features.split(counts)), batch_first=True)
+        own = torch.arange(padded.shape[1]) < torch.tensor(counts)[:, None]
+        return cls(padded, own.to(features.device))
+
+    @classmethod
+    def cat(cls, parts: Sequence[TextFeatures]) -> TextFeatures:
+        """One batch out of several; shorter ones are padded behind."""
+        longest = max(p.features.shape[1] for p in parts)
+        features = [_pad(p.features, longest) for p in parts]
+        return cls(torch.cat(features), torch.cat([_pad(p.mask, longest) for p in parts]))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every prompt."""
+        return [int(n) for n in self.mask.sum(1)]
+
+    @property
+    def width(self) -> int:
+        return self.features.shape[2]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> TextFeatures:
+        index = torch.arange(len(self))[rows] if isinstance(rows, slice) else torch.tensor(list(rows))
+        return TextFeatures(self.features[index], self.mask[index])
+
+    def to(self, device: torch.device) -> TextFeatures:
+        return TextFeatures(self.features.to(device), self.mask.to(device))
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    padding = x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:])
+    return torch.cat([x, padding], 1)
+
+
+class TextEncoder(Protocol):
+    """Prompts to features."""
+
+    @property
+    def width(self) -> int:
+        """Channels of the features."""
+        ...
+
+    def __call__(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features in float32, on the encoder's device."""
+        ...
+
+    def release(self) -> None:
+        """Free the weights; the encoder loads them again when it is called again."""
+        ...
