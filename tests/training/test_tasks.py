@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nextscale import VARPipeline
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
 from nextscale.training import recipes
+from nextscale.training.classifier import ClassifierTask
 from nextscale.training.data import ImageSource, to_float
-from nextscale.training.tokenizer import TokenizerTask, measure_tokenizer
+from nextscale.training.tokenizer import TokenizerTask, measure_tokenizer, relative_error
 from nextscale.training.transformer import (
     TransformerTask,
     cached_tokens,
@@ -150,6 +152,47 @@ def test_the_classifier_learns_and_whitens(
     torch.testing.assert_close(torch.cov(out), torch.eye(12), atol=0.02, rtol=0)
 
 
+def test_cutout_covers_a_square_anywhere(pictures: ImageSource) -> None:
+    model = SmallClassifier(ClassifierConfig(num_classes=3, widths=(8, 8, 8)))
+    task = ClassifierTask(model, pictures, pictures, cutout=10)
+    torch.manual_seed(0)
+    covered = task._cover(torch.ones(400, 3, 32, 32)) == 0
+    assert torch.equal(covered[:, 0], covered[:, 1])
+    rows, columns = covered[:, 0].any(2), covered[:, 0].any(1)
+    assert torch.equal(covered[:, 0], rows[:, :, None] & columns[:, None])  # one rectangle each
+    assert int(rows.sum(1).max()) == int(columns.sum(1).max()) == 10
+    assert int(rows.sum(1).min()) < 10  # cut off at the border
+    assert covered[:, 0].any(0).all()
+
+
+def test_the_relative_error_has_the_gradient_of_the_mean_psnr() -> None:
+    errors = torch.tensor([0.001, 0.01, 0.3], requires_grad=True)
+    (ours,) = torch.autograd.grad(relative_error(errors), errors)
+    (logs,) = torch.autograd.grad(errors.log().mean(), errors)
+    harmonic = 1 / (1 / errors).mean().detach()
+    torch.testing.assert_close(ours, logs * harmonic)
+    equal = torch.full((4,), 0.2)
+    torch.testing.assert_close(relative_error(equal), torch.tensor(0.2))
+
+
+def test_idle_codes_become_residuals_that_are_coded_badly(pictures: ImageSource) -> None:
+    torch.manual_seed(0)
+    model = VARTokenizer(recipes.tiny_tokenizer().config)
+    task = TokenizerTask(model, pictures, pictures, revive_every=2)
+    task.loss(torch.arange(16), 0, 100)
+    task.after_step(0, 100)  # the first time, every code
+    before = model.quantize.embedding.weight.detach().clone()
+    task.loss(torch.arange(16), 1, 100)
+    hits = task.state["hits"].clone()
+    task.after_step(1, 100)
+    assert torch.equal(model.quantize.embedding.weight, before)  # not yet
+    task.after_step(2, 100)
+    idle = hits < 0.05 * hits.float().mean()
+    changed = (model.quantize.embedding.weight != before).any(1)
+    assert torch.equal(changed, idle) and 0 < int(idle.sum()) < len(idle)
+    assert int(task.state["hits"].sum()) == 0
+
+
 def test_recipes_take_overrides_and_refuse_what_they_do_not_know(
     picture_folder: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +205,23 @@ def test_recipes_take_overrides_and_refuse_what_they_do_not_know(
     own = replace(recipes.tiny_classifier(), shift=0)
     trained = recipes.train_classifier(picture_folder, tmp_path / "own", recipe=own, images=32, report=quiet)
     assert trained.config.num_classes == 3
+
+
+def test_fine_tuning_starts_from_another_models_weights(
+    run: Path, picture_folder: Path, tmp_path: Path
+) -> None:
+    def tune(**options: Any) -> VARTransformer:
+        arguments = {"tokenizer": run / "model", "recipe": "tiny", "images": 16, "lr": 1e-9} | options
+        return recipes.train_transformer(picture_folder, tmp_path / "tuned", report=quiet, **arguments)
+
+    tuned = tune(initial=run / "model")
+    trained = VARPipeline.from_pretrained(run / "model").transformer
+    for (name, ours), theirs in zip(tuned.named_parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6, msg=name)
+    wide = recipes.tiny_transformer()
+    wide = replace(wide, config=replace(wide.config, embed_dim=64))
+    with pytest.raises(CheckpointError, match="Does the recipe have its sizes"):
+        tune(initial=run / "model", recipe=wide, resume=False)
 
 
 def test_kept_token_maps_belong_to_their_tokenizer(pictures: ImageSource, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def tokenizer(
     context_settings=NAMES,
     epilog=_epilog(
         "nextscale train transformer data/cifar10 --tokenizer runs/tokenizer -o runs/model",
-        "nextscale generate --model runs/model",
+        "nextscale train transformer pictures --tokenizer cifar10 --initial cifar10 --images 20000",
     ),
 )
 def transformer(
@@ -145,6 +145,15 @@ def transformer(
         str, typer.Option("--tokenizer", metavar="DIR", help="A run's folder, or a model's name.")
     ],
     output: Output = None,
+    initial: Annotated[
+        str | None,
+        typer.Option(
+            "--initial",
+            metavar="MODEL",
+            help="Start from this model's weights (fine-tune): a run's folder, or a model's name.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Recipe = "cifar10",
     held_out: HeldOut = None,
     resume: Fresh = True,
@@ -157,7 +166,7 @@ def transformer(
 ) -> None:
     """Train a transformer on token maps; gives a complete model."""
     settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, device)
-    _train("transformer", data, output, tokenizer=tokenizer, **settings)
+    _train("transformer", data, output, tokenizer=tokenizer, initial=initial, **settings)
 
 
 @app.command(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
@@ -23,6 +23,7 @@ from nextscale.training.data import open_splits, to_float
 from nextscale.training.tokenizer import TokenizerTask
 from nextscale.training.trainer import Reporter, TrainSettings, print_report, train
 from nextscale.training.transformer import TransformerTask, cached_tokens, init_transformer
+from nextscale.weights.files import check_shapes
 from nextscale.weights.layout import load_module, locate
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -131,7 +132,9 @@ def tiny_classifier() -> ClassifierRecipe:
     """Seconds instead of hours: for trying out the machinery."""
     recipe = cifar10_classifier()
     config = replace(recipe.config, widths=(8, 8, 8))
-    return replace(recipe, config=config, settings=replace(recipe.settings, batch_size=16, images=320))
+    # In so few iterations, covered pictures and averaged weights only hold it back.
+    settings = replace(recipe.settings, batch_size=16, images=320, ema=0.0)
+    return replace(recipe, config=config, settings=settings, cutout=0)
 
 
 RECIPES: Mapping[str, Mapping[str, Callable[[], Any]]] = {
@@ -176,6 +179,7 @@ def train_transformer(
     output: str | Path,
     *,
     tokenizer: str | Path,
+    initial: str | Path | None = None,
     recipe: str | TransformerRecipe = "cifar10",
     held_out: str | Path | None = None,
     resume: bool = True,
@@ -186,6 +190,8 @@ def train_transformer(
     """Train a transformer on the token maps of a trained tokenizer.
 
     tokenizer: the ``tokenizer`` folder of a run, the run's folder, or a model's name.
+    initial: a run's folder or a model's name to take the first weights from, for fine-tuning; its transformer
+        must have the recipe's sizes. ``None`` starts from random ones.
     output: becomes a complete model folder for :meth:`VARPipeline.from_pretrained`, with log and checkpoint.
     """
     chosen: TransformerRecipe = _recipe("transformer", recipe, overrides)
@@ -207,6 +213,8 @@ def train_transformer(
     names = training.class_names or known
     model = VARTransformer(config)
     init_transformer(model, seed=chosen.settings.seed)
+    if initial is not None:
+        _copy_weights(initial, model)
     task = TransformerTask(
         model.to(placement.device),
         vae,
@@ -256,6 +264,20 @@ def load_tokenizer(source: str | Path, placement: Placement) -> VARTokenizer:
     if not (folder / "model.safetensors").is_file():
         folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else locate(source) / "tokenizer"
     return load_module(lambda c: VARTokenizer(VARTokenizerConfig(**c)), folder, placement)
+
+
+def _copy_weights(source: str | Path, model: VARTransformer) -> None:
+    """The weights of another model's transformer; raises CheckpointError where it differs in a size."""
+    folder = locate(source) / "transformer"
+    trained = load_module(
+        lambda c: VARTransformer(VARTransformerConfig(**c)), folder, place("cpu", "float32")
+    )
+    if trained.schedule != model.schedule:
+        raise CheckpointError(
+            f"{str(source)!r} has the grids {trained.schedule}, this run has {model.schedule}"
+        )
+    check_shapes(model, trained.state_dict(), source=str(source), hint="Does the recipe have its sizes?")
+    model.load_state_dict(trained.state_dict())
 
 
 def _sides(size: int, reduction: int) -> tuple[int, ...]:
