@@ -294,3 +294,6 @@ class VARPipeline:
         targets = torch.cat([t.flatten(1) for t in tokens], 1)  # (B, L)
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").cpu().double()
         return -torch.stack([losses[:, self.schedule.span(k)].sum(1) for k in range(len(tokens))], 1)
+
+
+PIPELINE = VARPipeline

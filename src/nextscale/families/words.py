@@ -1,0 +1,55 @@
+"""A text encoder without weights: every word is a fixed random vector.
+
+It knows nothing of language, only which words a prompt has and in which order. That is all a small model
+needs whose captions are made from class names, and it makes such a model free of downloads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nextscale.errors import InvalidArgumentError
+from nextscale.families.text import TextFeatures
+
+END = "</s>"  # closes every prompt, so that none is without a token
+MAX_WORDS = 64
+
+
+class WordEncoder:
+    """Prompts to one row per word and one for the end.
+
+    width: channels of a row. A row is standard normal, drawn by a generator that is seeded with the SHA-256 of
+    the lower-case word, plus the same for its place in the prompt at a third of the size; so the encoder is
+    the same everywhere and there is nothing to store.
+    """
+
+    def __init__(self, width: int) -> None:
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise InvalidArgumentError(f"width must be a positive whole number, got {width!r}")
+        self._width = width
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    def __call__(self, prompts: Sequence[str]) -> TextFeatures:
+        rows = [self._rows(prompt) for prompt in prompts]
+        return TextFeatures.from_packed(torch.cat(rows), [len(r) for r in rows])
+
+    def release(self) -> None:
+        """Nothing to free."""
+
+    def _rows(self, prompt: str) -> Tensor:  # (words + 1, width)
+        words = re.findall(r"\w+", prompt.lower())
+        if len(words) > MAX_WORDS:
+            raise InvalidArgumentError(f"a prompt may have {MAX_WORDS} words, this one has {len(words)}")
+        return torch.stack([self._vector(w) + self._vector(f"#{i}") / 3 for i, w in enumerate([*words, END])])
+
+    def _vector(self, text: str) -> Tensor:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+        return torch.randn(self._width, generator=torch.Generator().manual_seed(seed))
