@@ -81,6 +81,11 @@ class TextFeatures:
         index = torch.arange(len(self))[rows] if isinstance(rows, slice) else torch.tensor(list(rows))
         return TextFeatures(self.features[index], self.mask[index])
 
+    def trim(self) -> TextFeatures:
+        """Without the columns that are padding for every prompt."""
+        used = self.mask.any(0)
+        return self if bool(used.all()) else TextFeatures(self.features[:, used], self.mask[:, used])
+
     def to(self, device: torch.device) -> TextFeatures:
         return TextFeatures(self.features.to(device), self.mask.to(device))
 

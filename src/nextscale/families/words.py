@@ -23,9 +23,9 @@ MAX_WORDS = 64
 class WordEncoder:
     """Prompts to one row per word and one for the end.
 
-    width: channels of a row. A row is standard normal, drawn by a generator that is seeded with the SHA-256 of
-    the lower-case word, plus the same for its place in the prompt at a third of the size; so the encoder is
-    the same everywhere and there is nothing to store.
+    width: channels of a row. A row is standard normal, from a generator seeded with the SHA-256 of the
+    lower-case word, plus the same for its place in the prompt at a third of the size; so the encoder is the
+    same everywhere and there is nothing to store.
     """
 
     def __init__(self, width: int) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextscale.scales import ScaleSchedule
+from nextscale.scales import Grid, ScaleSchedule
 
 MAX_LOG_SCALE = math.log(100)
+ROPE_BASE = 10000.0
 
 
 def block_causal_mask(schedule: ScaleSchedule, *, device: torch.device | None = None) -> Tensor:
     """Boolean ``(L, L)``, true where a position may attend: its own step and every coarser one."""
-    level = torch.repeat_interleave(torch.arange(schedule.num_steps), torch.tensor(schedule.lengths)).to(
-        device
-    )
+    return level_mask(schedule.lengths, device=device)
+
+
+def level_mask(lengths: Sequence[int], *, device: torch.device | None = None) -> Tensor:
+    """The same for any segments of these lengths, one after the other."""
+    level = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
     return level[:, None] >= level[None, :]
 
 
@@ -28,3 +34,44 @@ def normalise_qk(q: Tensor, k: Tensor, log_scale: Tensor) -> tuple[Tensor, Tenso
     """
     scale = log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
     return (F.normalize(q.float(), dim=-1) * scale).to(q.dtype), F.normalize(k.float(), dim=-1).to(k.dtype)
+
+
+class Rotation(NamedTuple):
+    """Rotary positions: cosines and sines of the angles of L positions, each ``(L, d / 2)`` float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def part(self, span: slice) -> Rotation:
+        return Rotation(self.cos[span], self.sin[span])
+
+
+def rotate_pairs(x: Tensor, rotation: Rotation) -> Tensor:
+    """Channels 2k and 2k + 1 of every head, rotated by angle k of the position; ``(B, H, L, d)`` float32.
+
+    ``(a, b) -> (a cos - b sin, a sin + b cos)``, as a new tensor.
+    """
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)  # each (B, H, L, d / 2)
+    cos, sin = rotation
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # a table first made during inference must serve training as well
+def grid_rotation(schedule: ScaleSchedule, reference: Grid, head_dim: int, device: torch.device) -> Rotation:
+    """Rotary angles of all positions of a schedule, in the coordinates of one reference grid.
+
+    Token ``(r, s)`` of a grid ``(h, w)`` stands at ``(round(r R_h / h), round(s R_w / w))``, halves to even,
+    with ``reference = (R_h, R_w)``. The first half of a head's ``d / 2`` angles turns with the row and the
+    second with the column, at frequencies ``10000^(-2j / (d / 2))``, j = 0 … d / 4 - 1; d is a multiple of 4.
+    """
+    half = head_dim // 2
+    frequencies = ROPE_BASE ** (-torch.arange(0, half, 2, dtype=torch.float64, device="cpu") / half)
+    rows, columns = reference
+    cells = [torch.cartesian_prod(_spread(h, rows), _spread(w, columns)) for h, w in schedule]  # (h * w, 2)
+    angles = (torch.cat(cells)[:, :, None] * frequencies).flatten(1)  # (L, d / 2)
+    return Rotation(angles.cos().float().to(device), angles.sin().float().to(device))
+
+
+def _spread(count: int, reference: int) -> Tensor:
+    return torch.round(torch.arange(count, dtype=torch.float64, device="cpu") * reference / count)

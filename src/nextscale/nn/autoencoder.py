@@ -1,4 +1,4 @@
-"""The convolutional autoencoder under the VQ tokenizers: residual blocks, attention, up- and downsampling.
+"""The convolutional autoencoder under the tokenizers: residual blocks, attention, up- and downsampling.
 
 Pictures are channels-first, ``(B, C, H, W)``. Attribute names are the keys of the published checkpoints, so a
 state dict loads without renaming.
@@ -6,23 +6,32 @@ state dict loads without renaming.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nextscale.errors import InvalidArgumentError
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
 
+# A number of groups, or several of which the first that divides the channels is taken.
+Groups = int | tuple[int, ...]
 
-def group_norm(channels: int, groups: int = NORM_GROUPS) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=NORM_EPS)
+
+def group_norm(channels: int, groups: Groups = NORM_GROUPS) -> nn.GroupNorm:
+    choices = (groups,) if isinstance(groups, int) else groups
+    chosen = next((g for g in choices if channels % g == 0), choices[0])
+    return nn.GroupNorm(chosen, channels, eps=NORM_EPS)
 
 
 class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions added to the input (or to its 1x1 projection)."""
 
-    def __init__(self, channels: int, out_channels: int, *, groups: int = NORM_GROUPS) -> None:
+    def __init__(self, channels: int, out_channels: int, *, groups: Groups = NORM_GROUPS) -> None:
         super().__init__()
         self.norm1 = group_norm(channels, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
@@ -39,7 +48,7 @@ class ResBlock(nn.Module):
 class SpatialAttention(nn.Module):
     """Single-head self-attention over all positions of a feature map."""
 
-    def __init__(self, channels: int, *, groups: int = NORM_GROUPS) -> None:
+    def __init__(self, channels: int, *, groups: Groups = NORM_GROUPS) -> None:
         super().__init__()
         self.norm = group_norm(channels, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
@@ -83,7 +92,7 @@ class Level(nn.Module):
         attention: bool,
         downsample: bool = False,
         upsample: bool = False,
-        groups: int = NORM_GROUPS,
+        groups: Groups = NORM_GROUPS,
     ) -> None:
         super().__init__()
         pairs = list(zip(widths, widths[1:], strict=False))
@@ -106,22 +115,24 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """The bottleneck: residual block, attention, residual block."""
+    """The bottleneck: residual block, attention where asked for, residual block."""
 
-    def __init__(self, channels: int, *, groups: int = NORM_GROUPS) -> None:
+    def __init__(self, channels: int, *, attention: bool = True, groups: Groups = NORM_GROUPS) -> None:
         super().__init__()
         self.block_1 = ResBlock(channels, channels, groups=groups)
-        self.attn_1 = SpatialAttention(channels, groups=groups)
+        self.attn_1 = SpatialAttention(channels, groups=groups) if attention else None
         self.block_2 = ResBlock(channels, channels, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+        x = self.block_1(x)
+        return self.block_2(x if self.attn_1 is None else self.attn_1(x))
 
 
 class Encoder(nn.Module):
     """Pictures ``(B, in_channels, H, W)`` to latents ``(B, z_channels, H / r, W / r)``, r = 2^(levels - 1).
 
-    Level ``i`` is ``ch * ch_mult[i]`` wide; the deepest level and the middle attend over all positions.
+    Level ``i`` is ``ch * ch_mult[i]`` wide; the deepest level and the middle attend over all positions, unless
+    ``attention`` is off.
     """
 
     def __init__(
@@ -132,7 +143,8 @@ class Encoder(nn.Module):
         num_res_blocks: int,
         z_channels: int,
         in_channels: int = 3,
-        groups: int = NORM_GROUPS,
+        attention: bool = True,
+        groups: Groups = NORM_GROUPS,
     ) -> None:
         super().__init__()
         widths = [ch * m for m in ch_mult]
@@ -141,13 +153,13 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList(
             Level(
                 [widths[i - 1] if i else ch] + [width] * num_res_blocks,
-                attention=i == last,
+                attention=attention and i == last,
                 downsample=i != last,
                 groups=groups,
             )
             for i, width in enumerate(widths)
         )
-        self.mid = Middle(widths[-1], groups=groups)
+        self.mid = Middle(widths[-1], attention=attention, groups=groups)
         self.norm_out = group_norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
@@ -173,17 +185,18 @@ class Decoder(nn.Module):
         num_res_blocks: int,
         z_channels: int,
         in_channels: int = 3,
-        groups: int = NORM_GROUPS,
+        attention: bool = True,
+        groups: Groups = NORM_GROUPS,
     ) -> None:
         super().__init__()
         widths = [ch * m for m in ch_mult]
         last = len(widths) - 1
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], groups=groups)
+        self.mid = Middle(widths[-1], attention=attention, groups=groups)
         self.up = nn.ModuleList(
             Level(
                 [widths[min(i + 1, last)]] + [width] * (num_res_blocks + 1),
-                attention=i == last,
+                attention=attention and i == last,
                 upsample=i != 0,
                 groups=groups,
             )
@@ -197,3 +210,51 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
+
+
+def decode_tiled(
+    decode: Callable[[Tensor], Tensor], z: Tensor, *, tile: int, overlap: int, factor: int
+) -> Tensor:
+    """Decode overlapping tiles of a latent and blend them, so that activations take the memory of one tile.
+
+    decode: latents ``(B, z, h, w)`` to pictures ``(B, C, h * factor, w * factor)``.
+    tile, overlap: side of a tile and what neighbours at least share, in latent cells.
+
+    Weights fall linearly towards a tile's sides over the overlap and are normalised, so that no seam shows. A
+    layer that sees the whole map (group norm, attention) sees a tile's instead, so the result differs a little
+    from that of the whole latent. Returns float32 ``(B, C, H * factor, W * factor)``.
+    """
+    if tile < 1 or not 0 <= overlap < tile:
+        raise InvalidArgumentError(f"tiles of side {tile} cannot overlap by {overlap} cells")
+    height, width = z.shape[2:]
+    rows, columns = (tile_starts(n, tile, overlap) for n in (height, width))
+    total: Tensor | None = None
+    weights = torch.zeros(height * factor, width * factor, device=z.device)
+    for top in rows:
+        for left in columns:
+            part = z[:, :, top : top + tile, left : left + tile]
+            h, w = (n * factor for n in part.shape[2:])
+            window = torch.outer(_ramp(h, overlap * factor), _ramp(w, overlap * factor)).to(z.device)
+            here = (..., slice(top * factor, top * factor + h), slice(left * factor, left * factor + w))
+            picture = decode(part).float()
+            if total is None:
+                total = picture.new_zeros(*picture.shape[:2], *weights.shape)
+            total[here] += picture * window
+            weights[here] += window
+    assert total is not None  # there is always a tile
+    return total / weights
+
+
+def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
+    """Where the fewest tiles start that cover ``size`` cells evenly and share at least ``overlap``."""
+    if size <= tile:
+        return [0]
+    steps = math.ceil((size - tile) / (tile - overlap))
+    return [i * (size - tile) // steps for i in range(steps + 1)]
+
+
+def _ramp(length: int, overlap: int) -> Tensor:
+    """Weights that rise from nearly 0 to 1 over the overlap and fall again at the end."""
+    distance = torch.arange(length) + 0.5
+    distance = torch.minimum(distance, distance.flip(0))
+    return (distance / max(overlap, 1)).clamp(max=1)

@@ -94,11 +94,13 @@ class _Identity(nn.Module):
 class Quantized(NamedTuple):
     """One scale's outcome while a latent is quantized.
 
-    tokens: int64 ``(B, h, w)``; f_hat: the partial sum after this scale, float32 ``(B, z, P, P)``.
+    tokens: int64 ``(B, h, w)``; f_hat: the partial sum after this scale, float32 ``(B, z, P, P)``; rest: what
+    the scales before had left of the latent, which these tokens were chosen from, same shape.
     """
 
     tokens: Tensor
     f_hat: Tensor
+    rest: Tensor
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -108,6 +110,8 @@ class MultiScaleQuantizer(nn.Module):
     quant_resi: mixing ratio of the convolutions; 0 leaves them out.
     share_quant_resi: 1 = one convolution, n = n shared by the scales, 0 = one per scale.
     using_znorm: choose codes by cosine instead of Euclidean distance.
+    last_phi: whether the finest scale has a convolution, as in VAR, or adds its codes as they are, as in HART;
+        methods can be asked for the other convention. Tokens are the same under both.
     """
 
     def __init__(
@@ -119,10 +123,12 @@ class MultiScaleQuantizer(nn.Module):
         quant_resi: float = 0.5,
         share_quant_resi: int = 4,
         using_znorm: bool = False,
+        last_phi: bool = True,
     ) -> None:
         super().__init__()
         self.schedule = schedule
         self.using_znorm = using_znorm
+        self.last_phi = last_phi
         self.embedding = nn.Embedding(vocab_size, z_channels)
         self.quant_resi: nn.Module
         if abs(quant_resi) <= 1e-6:
@@ -142,9 +148,11 @@ class MultiScaleQuantizer(nn.Module):
     def z_channels(self) -> int:
         return self.embedding.embedding_dim
 
-    def phis(self, num_scales: int) -> list[nn.Module]:
+    def phis(self, num_scales: int, *, last_phi: bool | None = None) -> list[nn.Module]:
         """The convolution of every scale; its choice depends on their number only, never on their sizes."""
-        return self.quant_resi.pick(num_scales)  # type: ignore[operator]
+        picked: list[nn.Module] = self.quant_resi.pick(num_scales)  # type: ignore[operator]
+        wanted = self.last_phi if last_phi is None else last_phi
+        return picked if wanted else [*picked[:-1], nn.Identity()]
 
     def nearest(self, z: Tensor) -> Tensor:
         """Codes nearest to vectors ``(..., z)`` in float32 -> int64 ``(...)``."""
@@ -162,13 +170,20 @@ class MultiScaleQuantizer(nn.Module):
         """Token map ``(B, h, w)`` -> code vectors ``(B, z, h, w)`` float32."""
         return self.embedding(tokens).permute(0, 3, 1, 2).float()
 
-    def term(self, codes: Tensor, step: int, schedule: ScaleSchedule) -> Tensor:
-        """What one scale adds to the latent: ``phi_k(enlarge(codes))``, ``(B, z, P, P)`` float32."""
-        phi = self.phis(schedule.num_steps)[step]
+    def term(
+        self, codes: Tensor, step: int, schedule: ScaleSchedule, *, last_phi: bool | None = None
+    ) -> Tensor:
+        """What one scale adds to the latent: ``phi_k(enlarge(codes))``, ``(B, z, P, P)`` float32.
+
+        codes: ``(B, z, h, w)``, of the codebook or mixtures of it.
+        """
+        phi = self.phis(schedule.num_steps, last_phi=last_phi)[step]
         result: Tensor = phi(enlarge(codes, schedule.final))
         return result
 
-    def residual_chain(self, f: Tensor, schedule: ScaleSchedule | None = None) -> Iterator[Quantized]:
+    def residual_chain(
+        self, f: Tensor, schedule: ScaleSchedule | None = None, *, last_phi: bool | None = None
+    ) -> Iterator[Quantized]:
         """Quantize a latent ``(B, z, P, P)`` scale by scale, coarse to fine."""
         schedule = schedule or self.schedule
         # Tokens are chosen on the detached residual: gradients reach the codebook and the convolutions
@@ -179,15 +194,17 @@ class MultiScaleQuantizer(nn.Module):
         for step, grid in enumerate(schedule):
             z = shrink(rest, grid)
             tokens = self.nearest(z.permute(0, 2, 3, 1))
-            term = self.term(self.lookup(tokens), step, schedule)
+            term = self.term(self.lookup(tokens), step, schedule, last_phi=last_phi)
             f_hat = f_hat + term
+            yield Quantized(tokens, f_hat, rest)
             rest = rest - term.detach()
-            yield Quantized(tokens, f_hat)
 
-    def partial_sums(self, tokens: Sequence[Tensor], schedule: ScaleSchedule) -> Iterator[Tensor]:
+    def partial_sums(
+        self, tokens: Sequence[Tensor], schedule: ScaleSchedule, *, last_phi: bool | None = None
+    ) -> Iterator[Tensor]:
         """The latent after every scale from known token maps ``(B, h, w)``, float32 ``(B, z, P, P)``."""
         f_hat: Tensor | None = None
         for step, maps in enumerate(tokens):
-            term = self.term(self.lookup(maps), step, schedule)
+            term = self.term(self.lookup(maps), step, schedule, last_phi=last_phi)
             f_hat = term if f_hat is None else f_hat + term
             yield f_hat

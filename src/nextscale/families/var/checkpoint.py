@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.errors import CheckpointError
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.nn.placement import Placement
 from nextscale.scales import PRESETS, Grid, ScaleSchedule
-from nextscale.weights.files import Module, build, check_shapes, read_weights
+from nextscale.weights.files import Module, read_weights
 from nextscale.weights.hub import download, is_repo_id
+from nextscale.weights.official import as_checkpoint_error, count, load_checked, require
 
 TOKENIZER_FILE = "vae_ch160v4096z32.pth"
 TRANSFORMER_FILE = "var_d{depth}.pth"
@@ -104,17 +103,11 @@ def load_tokenizer(path: Path, placement: Placement, patch_nums: PatchNums) -> V
 def _load(
     make: Callable[[], Module], path: Path, nest: Sequence[str], placement: Placement, hint: str
 ) -> Module:
-    """Compare names and shapes, and only then read the file."""
-    with torch.device("meta"):
-        expected = make()
-    shapes = _parameters(read_weights(path, unwrap=nest, meta=True))
-    check_shapes(expected, shapes, source=path.name, hint=hint)
-    tensors = _parameters(read_weights(path, unwrap=nest))
-    return build(make, tensors, source=path.name, dtype=placement.dtype, device=placement.device, hint=hint)
+    def read(meta: bool) -> dict[str, Tensor]:
+        tensors = read_weights(path, unwrap=nest, meta=meta)
+        return {k: v for k, v in tensors.items() if not _BUFFERS.match(k)}
 
-
-def _parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v for k, v in tensors.items() if not _BUFFERS.match(k)}
+    return load_checked(make, read, placement, source=path.name, hint=hint)
 
 
 def infer_transformer(
@@ -123,16 +116,16 @@ def infer_transformer(
     """Sizes and flags from names and shapes (meta tensors will do)."""
     needed = {"pos_start": 3, "pos_1LC": 3, "word_embed.weight": 2, "class_emb.weight": 2}
     needed |= {"lvl_embed.weight": 2, "head.weight": 2, "blocks.0.ffn.fc1.weight": 2}
-    _require(shapes, needed, path, "a VAR transformer (var_d*.pth)")
+    require(shapes, needed, path, "a VAR transformer (var_d*.pth)")
     width = shapes["pos_start"].shape[-1]
     temperature = shapes.get("blocks.0.attn.scale_mul_1H11")
     sides = tuple(_patch_nums(shapes, path, patch_nums))
-    with _as_checkpoint_error(path):
+    with as_checkpoint_error(path):
         return VARTransformerConfig(
             vocab_size=shapes["head.weight"].shape[0],
             z_channels=shapes["word_embed.weight"].shape[1],
             num_classes=shapes["class_emb.weight"].shape[0] - 1,
-            depth=_count(shapes, r"blocks\.(\d+)\."),
+            depth=count(shapes, r"blocks\.(\d+)\."),
             embed_dim=width,
             num_heads=None if temperature is None else temperature.numel(),
             mlp_ratio=shapes["blocks.0.ffn.fc1.weight"].shape[0] / width,
@@ -175,54 +168,25 @@ def infer_tokenizer(shapes: Mapping[str, Tensor], path: Path, patch_nums: PatchN
     What tensors cannot tell has the published value: the mixing ratio of phi is 0.5, codes are chosen by
     Euclidean distance.
     """
-    levels = max(_count(shapes, r"encoder\.down\.(\d+)\."), 1)
+    levels = max(count(shapes, r"encoder\.down\.(\d+)\."), 1)
     first_convs = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
     needed = {"encoder.conv_in.weight": 4, "quant_conv.weight": 4, "quantize.embedding.weight": 2}
-    _require(shapes, needed | dict.fromkeys(first_convs, 4), path, "VAR's tokenizer (vae_ch160v4096z32.pth)")
+    require(shapes, needed | dict.fromkeys(first_convs, 4), path, "VAR's tokenizer (vae_ch160v4096z32.pth)")
     ch, in_channels = shapes["encoder.conv_in.weight"].shape[:2]
     vocab_size, z_channels = shapes["quantize.embedding.weight"].shape
-    shared = _count(shapes, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
-    own = _count(shapes, r"quantize\.quant_resi\.(\d+)\.")
+    shared = count(shapes, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
+    own = count(shapes, r"quantize\.quant_resi\.(\d+)\.")
     single = "quantize.quant_resi.qresi.weight" in shapes
-    with _as_checkpoint_error(path):
+    with as_checkpoint_error(path):
         return VARTokenizerConfig(
             vocab_size=vocab_size,
             z_channels=z_channels,
             ch=ch,
             ch_mult=tuple(shapes[name].shape[0] // ch for name in first_convs),
-            num_res_blocks=_count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+            num_res_blocks=count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
             in_channels=in_channels,
             quant_conv_ks=shapes["quant_conv.weight"].shape[-1],
             quant_resi=0.5 if shared or own or single else 0.0,
             share_quant_resi=1 if single else shared,
             patch_nums=tuple(patch_nums),
         )
-
-
-def _count(shapes: Mapping[str, Tensor], pattern: str) -> int:
-    return len({m[1] for k in shapes if (m := re.match(pattern, k))})
-
-
-def _require(shapes: Mapping[str, Tensor], needed: Mapping[str, int], path: Path, what: str) -> None:
-    """The tensors that sizes are read from, by name and number of axes, are there and not empty."""
-    absent = [n for n in needed if n not in shapes]
-    if absent:
-        raise CheckpointError(
-            f"{path.name} is not {what}: it lacks {', '.join(absent[:4])}; "
-            f"its first names are {', '.join(list(shapes)[:4])}"
-        )
-    for name, axes in needed.items():
-        if shapes[name].ndim != axes or not shapes[name].numel():
-            raise CheckpointError(
-                f"{path.name} is not {what}: {name} has the shape {tuple(shapes[name].shape)}, "
-                f"expected {axes} axes, none of them empty"
-            )
-
-
-@contextmanager
-def _as_checkpoint_error(path: Path) -> Iterator[None]:
-    """Sizes that no model can have are the file's fault, not an argument's."""
-    try:
-        yield
-    except InvalidArgumentError as error:
-        raise CheckpointError(f"{path.name} holds sizes that do not make a model: {error}") from None
