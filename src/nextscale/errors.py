@@ -1,10 +1,13 @@
-"""The exceptions nextscale raises for conditions a caller can fix.
+"""The exceptions nextscale raises for conditions a caller can fix, and its warnings.
 
 Every message names the value that was found and says what to do. Each class also derives from the
 built-in exception a caller would expect, so ``except ValueError`` keeps working.
 """
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 
 class NextscaleError(Exception):
@@ -37,3 +40,16 @@ class TrainingError(NextscaleError, ArithmeticError):
 
 class DataError(NextscaleError, ValueError):
     """Training or evaluation data cannot be read or has an unexpected layout."""
+
+
+class NextscaleWarning(UserWarning):
+    """Something was done in another way than asked for; the message says what, and how to avoid it."""
+
+
+def warn(message: str) -> None:
+    """Issue a :class:`NextscaleWarning` that points at the line outside of this library which led to it."""
+    frame, level = sys._getframe(1), 2
+    # torch is in between where a method is decorated with torch.no_grad
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("nextscale", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, NextscaleWarning, stacklevel=level)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -217,6 +217,24 @@ def test_tokens_lead_back_to_the_same_sums(options: dict[str, Any]):
     for q, f_hat in zip(chain, sums, strict=True):
         assert q.f_hat.dtype == f_hat.dtype == torch.float32
         torch.testing.assert_close(f_hat, q.f_hat)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.integers(2, 7), min_size=1, max_size=4).map(sorted), st.sampled_from([0, 1, 2, 4]))
+def test_without_a_last_convolution_codes_and_what_is_left_are_the_latent(sides: list[int], share: int):
+    made = quantizer([1, *sides], share_quant_resi=share, last_phi=False)
+    f = torch.randn(2, 4, *made.schedule.final, generator=torch.Generator().manual_seed(3))
+    chain = list(made.residual_chain(f))
+    codes = made.lookup(chain[-1].tokens)
+    torch.testing.assert_close(chain[-2].f_hat + chain[-1].rest, f, rtol=0, atol=1e-5)
+    torch.testing.assert_close(chain[-2].f_hat + codes, chain[-1].f_hat, rtol=0, atol=1e-5)
+    everywhere = list(made.residual_chain(f, last_phi=True))
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(chain, everywhere, strict=True))
+    phi = made.phis(len(chain), last_phi=True)[-1]
+    torch.testing.assert_close(everywhere[-2].f_hat + phi(codes), everywhere[-1].f_hat, rtol=0, atol=1e-5)
+    for last_phi, expected in ((None, chain), (False, chain), (True, everywhere)):
+        sums = made.partial_sums([q.tokens for q in chain], made.schedule, last_phi=last_phi)
+        assert all(torch.equal(s, q.f_hat) for s, q in zip(sums, expected, strict=True))
 
 
 def test_sums_seen_earlier_are_not_changed_later():

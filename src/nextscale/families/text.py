@@ -21,7 +21,8 @@ class TextFeatures:
     """Features of a batch of prompts.
 
     features: float ``(B, T, W)``, one row per token. mask: bool ``(B, T)``, true for the prompt's own tokens
-    and false for padding; the padding rows of the features may hold anything.
+    and false for padding. The padding rows of the features may hold anything where a model masks them; HART
+    does not, and takes what its encoder makes of padding.
 
     Raises InvalidArgumentError if the two do not fit each other or a prompt has no token.
     """
@@ -110,3 +111,45 @@ class TextEncoder(Protocol):
     def release(self) -> None:
         """Free the weights; the encoder loads them again when it is called again."""
         ...
+
+
+Prompts = str | Sequence[str] | TextFeatures
+
+
+def encode_prompts(
+    prompts: Prompts, encoder: TextEncoder | None, *, name: str = "prompts"
+) -> tuple[list[str] | None, TextFeatures]:
+    """What a caller gave as text: the prompts, ``None`` where they came as features, and their features.
+
+    encoder: what makes features of strings. name: how messages call the prompts.
+    Raises InvalidArgumentError if there is nothing, something else, or no encoder for strings.
+    """
+    if isinstance(prompts, TextFeatures):
+        return None, prompts
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(texts, Sequence) or not texts:
+        raise InvalidArgumentError(f"{name} must be a text, several, or TextFeatures; got {prompts!r}")
+    wrong = next((t for t in texts if not isinstance(t, str)), None)
+    if wrong is not None:
+        raise InvalidArgumentError(f"{name} must be texts, but one is {wrong!r}")
+    if encoder is None:
+        raise InvalidArgumentError(
+            f"this pipeline has no text encoder, so {name} cannot be strings: give it one with "
+            f"text_encoder=, or pass TextFeatures"
+        )
+    texts = list(texts)
+    return texts, encoder(texts)
+
+
+def encode_negative(
+    prompts: Prompts | None, count: int, encoder: TextEncoder | None
+) -> tuple[list[str] | None, TextFeatures | None]:
+    """As :func:`encode_prompts`, for negative prompts: none, one for all ``count`` images, or one each."""
+    if prompts is None:
+        return None, None
+    texts, features = encode_prompts(prompts, encoder, name="negative_prompt")
+    if len(features) not in (1, count):
+        raise InvalidArgumentError(
+            f"{len(features)} negative prompts for {count} images; give one for all or one per image"
+        )
+    return texts, features[[0] * count] if len(features) == 1 else features

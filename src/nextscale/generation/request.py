@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nextscale.errors import InvalidArgumentError
+from nextscale import __version__
+from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.generation.loop import Session, StepCallback, generate
-from nextscale.generation.tokens import Drawer
+from nextscale.generation.tokens import Drawer, Filters
 from nextscale.guidance.base import GuidanceChain
-from nextscale.guidance.cfg import ClassifierFreeGuidance
+from nextscale.guidance.cfg import ClassifierFreeGuidance, Convention, Ramp
 from nextscale.guidance.schedules import StrengthLike
 from nextscale.guidance.ssg import DEFAULT_BETA, ScaledSpatialGuidance, as_ssg
 from nextscale.scales import Grid
@@ -42,6 +43,17 @@ class GenerationOutput:
     tokens: list[Tensor]
     seeds: list[int]
     settings: dict[str, Any]
+
+
+def check_pair(transformer: Any, tokenizer: Any) -> None:
+    """Raises CheckpointError unless a transformer draws the codes of a tokenizer, on its grids."""
+    for field in ("z_channels", "vocab_size", "schedule"):
+        ours, theirs = (getattr(m.config, field) for m in (transformer, tokenizer))
+        if ours != theirs:
+            what = {"schedule": "their grids are"}.get(field, f"{field} is")
+            raise CheckpointError(
+                f"transformer and tokenizer do not belong together: {what} {ours} and {theirs}"
+            )
 
 
 def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
@@ -83,11 +95,14 @@ def resolve_ssg(
     return described.with_defaults((defaults.get("ssg") or {}).get("beta", DEFAULT_BETA))
 
 
-def resolve_cfg(scale: StrengthLike | ClassifierFreeGuidance, convention: Any) -> ClassifierFreeGuidance:
-    """A strength under the family's convention, or a full description."""
+def resolve_cfg(
+    scale: StrengthLike | ClassifierFreeGuidance, convention: Convention, ramp: Ramp | None = None
+) -> ClassifierFreeGuidance:
+    """A strength under the family's convention, or a full description; ``ramp`` spreads a single number."""
     if isinstance(scale, ClassifierFreeGuidance):
         return scale
-    return ClassifierFreeGuidance(scale, convention=convention)
+    described = ClassifierFreeGuidance(scale, convention=convention)
+    return replace(described, ramp=ramp) if ramp and isinstance(described.scale, float) else described
 
 
 def with_values(method: Method, grids: Sequence[Grid]) -> Method:
@@ -100,6 +115,36 @@ def with_values(method: Method, grids: Sequence[Grid]) -> Method:
     if isinstance(method, ScaledSpatialGuidance) and callable(method.beta):
         return replace(method, beta=method.betas(grids))
     return method
+
+
+def call_settings(
+    *,
+    family: str,
+    model: str,
+    seeds: Sequence[int],
+    cfg: ClassifierFreeGuidance,
+    ssg: ScaledSpatialGuidance | None,
+    filters: Filters,
+    sampler: str,
+    dtype: torch.dtype,
+    **own: Any,
+) -> dict[str, Any]:
+    """What every family stores of a call, as JSON can hold it, and what a family adds of its ``own``."""
+    return {
+        "nextscale": __version__,
+        "family": family,
+        "model": model,
+        **own,
+        "seeds": list(seeds),
+        "guidance_scale": cfg.to_dict(),
+        "ssg": ssg.to_dict() if ssg else None,
+        "top_k": filters.top_k,
+        "top_p": filters.top_p,
+        "min_p": filters.min_p,
+        "temperature": filters.temperature,
+        "sampler": sampler,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
 
 
 def spans(count: int, batch_size: int) -> Iterator[slice]:
@@ -127,8 +172,9 @@ def draw_batches(
     for span in spans(count, batch_size):
         session, draw = begin(span)
         tokens.append([t.cpu() for t in generate(session, guidance, draw, on_step)])
-        images.append(decode(session.feature_map).cpu())
-        del session  # its cache, before the next one allocates its own
+        latent = session.feature_map
+        del session  # its cache, which would only lie beside what decoding needs
+        images.append(decode(latent).cpu())
     return torch.cat(images), [torch.cat(maps) for maps in zip(*tokens, strict=True)]
 
 

@@ -6,10 +6,8 @@ state dict loads without renaming.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -131,8 +129,8 @@ class Middle(nn.Module):
 class Encoder(nn.Module):
     """Pictures ``(B, in_channels, H, W)`` to latents ``(B, z_channels, H / r, W / r)``, r = 2^(levels - 1).
 
-    Level ``i`` is ``ch * ch_mult[i]`` wide; the deepest level and the middle attend over all positions, unless
-    ``attention`` is off.
+    Level ``i`` is ``ch * ch_mult[i]`` wide; the deepest level and the middle attend over all positions where
+    ``attention`` is on.
     """
 
     def __init__(
@@ -212,49 +210,15 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-def decode_tiled(
-    decode: Callable[[Tensor], Tensor], z: Tensor, *, tile: int, overlap: int, factor: int
-) -> Tensor:
-    """Decode overlapping tiles of a latent and blend them, so that activations take the memory of one tile.
-
-    decode: latents ``(B, z, h, w)`` to pictures ``(B, C, h * factor, w * factor)``.
-    tile, overlap: side of a tile and what neighbours at least share, in latent cells.
-
-    Weights fall linearly towards a tile's sides over the overlap and are normalised, so that no seam shows. A
-    layer that sees the whole map (group norm, attention) sees a tile's instead, so the result differs a little
-    from that of the whole latent. Returns float32 ``(B, C, H * factor, W * factor)``.
-    """
-    if tile < 1 or not 0 <= overlap < tile:
-        raise InvalidArgumentError(f"tiles of side {tile} cannot overlap by {overlap} cells")
-    height, width = z.shape[2:]
-    rows, columns = (tile_starts(n, tile, overlap) for n in (height, width))
-    total: Tensor | None = None
-    weights = torch.zeros(height * factor, width * factor, device=z.device)
-    for top in rows:
-        for left in columns:
-            part = z[:, :, top : top + tile, left : left + tile]
-            h, w = (n * factor for n in part.shape[2:])
-            window = torch.outer(_ramp(h, overlap * factor), _ramp(w, overlap * factor)).to(z.device)
-            here = (..., slice(top * factor, top * factor + h), slice(left * factor, left * factor + w))
-            picture = decode(part).float()
-            if total is None:
-                total = picture.new_zeros(*picture.shape[:2], *weights.shape)
-            total[here] += picture * window
-            weights[here] += window
-    assert total is not None  # there is always a tile
-    return total / weights
-
-
-def tile_starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where the fewest tiles start that cover ``size`` cells evenly and share at least ``overlap``."""
-    if size <= tile:
-        return [0]
-    steps = math.ceil((size - tile) / (tile - overlap))
-    return [i * (size - tile) // steps for i in range(steps + 1)]
-
-
-def _ramp(length: int, overlap: int) -> Tensor:
-    """Weights that rise from nearly 0 to 1 over the overlap and fall again at the end."""
-    distance = torch.arange(length) + 0.5
-    distance = torch.minimum(distance, distance.flip(0))
-    return (distance / max(overlap, 1)).clamp(max=1)
+def check_images(images: Tensor, *, channels: int, multiple: int) -> None:
+    """Raises InvalidArgumentError unless images are floats ``(B, channels, H, W)`` with sides that divide."""
+    if (
+        not images.is_floating_point()
+        or images.ndim != 4
+        or images.shape[1] != channels
+        or any(s % multiple for s in images.shape[2:])
+    ):
+        raise InvalidArgumentError(
+            f"expected floating-point images (B, {channels}, H, W) in [-1, 1] with sides that are multiples "
+            f"of {multiple}, got {images.dtype} {tuple(images.shape)}"
+        )

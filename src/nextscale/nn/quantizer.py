@@ -110,8 +110,8 @@ class MultiScaleQuantizer(nn.Module):
     quant_resi: mixing ratio of the convolutions; 0 leaves them out.
     share_quant_resi: 1 = one convolution, n = n shared by the scales, 0 = one per scale.
     using_znorm: choose codes by cosine instead of Euclidean distance.
-    last_phi: whether the finest scale has a convolution, as in VAR, or adds its codes as they are, as in HART;
-        methods can be asked for the other convention. Tokens are the same under both.
+    last_phi: whether the finest scale has a convolution, as in VAR, or adds its codes as they are, as in
+        HART; methods can be asked for the other convention. Tokens are the same under both.
     """
 
     def __init__(

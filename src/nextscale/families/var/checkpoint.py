@@ -20,8 +20,10 @@ from nextscale.nn.placement import Placement
 from nextscale.scales import PRESETS, Grid, ScaleSchedule
 from nextscale.weights.files import Module, read_weights
 from nextscale.weights.hub import download, is_repo_id
-from nextscale.weights.official import as_checkpoint_error, count, load_checked, require
+from nextscale.weights.official import as_checkpoint_error, count, load_checked, read_official, require
+from nextscale.weights.residual_tokenizer import tokenizer_sizes
 
+OFFICIAL_REPO = "FoundationVision/var"
 TOKENIZER_FILE = "vae_ch160v4096z32.pth"
 TRANSFORMER_FILE = "var_d{depth}.pth"
 DEPTHS = (16, 20, 24, 30, 36)
@@ -34,6 +36,12 @@ _TRANSFORMER_NEST = ("trainer", "var_wo_ddp")
 _TOKENIZER_NEST = ("trainer", "vae_local")
 
 PatchNums = Sequence[int | Grid]
+
+
+def recognises(path: Path) -> bool:
+    """Whether a weight file, or a folder of several with an index, has the names of a VAR transformer."""
+    names = read_official(path, unwrap=_TRANSFORMER_NEST, meta=True).keys()
+    return {"class_emb.weight", "pos_start", "pos_1LC", "word_embed.weight"} <= names
 
 
 def find_files(transformer: str | Path, tokenizer: str | Path | None, depth: int | None) -> tuple[Path, Path]:
@@ -168,25 +176,6 @@ def infer_tokenizer(shapes: Mapping[str, Tensor], path: Path, patch_nums: PatchN
     What tensors cannot tell has the published value: the mixing ratio of phi is 0.5, codes are chosen by
     Euclidean distance.
     """
-    levels = max(count(shapes, r"encoder\.down\.(\d+)\."), 1)
-    first_convs = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
-    needed = {"encoder.conv_in.weight": 4, "quant_conv.weight": 4, "quantize.embedding.weight": 2}
-    require(shapes, needed | dict.fromkeys(first_convs, 4), path, "VAR's tokenizer (vae_ch160v4096z32.pth)")
-    ch, in_channels = shapes["encoder.conv_in.weight"].shape[:2]
-    vocab_size, z_channels = shapes["quantize.embedding.weight"].shape
-    shared = count(shapes, r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
-    own = count(shapes, r"quantize\.quant_resi\.(\d+)\.")
-    single = "quantize.quant_resi.qresi.weight" in shapes
+    sizes = tokenizer_sizes(shapes, path, "VAR's tokenizer (vae_ch160v4096z32.pth)")
     with as_checkpoint_error(path):
-        return VARTokenizerConfig(
-            vocab_size=vocab_size,
-            z_channels=z_channels,
-            ch=ch,
-            ch_mult=tuple(shapes[name].shape[0] // ch for name in first_convs),
-            num_res_blocks=count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
-            in_channels=in_channels,
-            quant_conv_ks=shapes["quant_conv.weight"].shape[-1],
-            quant_resi=0.5 if shared or own or single else 0.0,
-            share_quant_resi=1 if single else shared,
-            patch_nums=tuple(patch_nums),
-        )
+        return VARTokenizerConfig(**sizes, patch_nums=tuple(patch_nums))

@@ -15,7 +15,7 @@ from nextscale import __version__
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.families.var import checkpoint
 from nextscale.families.var.classes import imagenet_classes, resolve_labels
-from nextscale.families.var.session import SoftCodes, VARSession
+from nextscale.families.var.session import VARSession
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.generation.loop import StepCallback
@@ -23,6 +23,7 @@ from nextscale.generation.request import (
     GenerationOutput,
     OutputType,
     check_output_type,
+    check_pair,
     convert_images,
     draw_batches,
     image_tensor,
@@ -31,6 +32,7 @@ from nextscale.generation.request import (
     resolve_ssg,
     with_values,
 )
+from nextscale.generation.soft import SoftCodes
 from nextscale.generation.tokens import Drawer, Filters, Sampler
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance
@@ -67,17 +69,7 @@ class VARPipeline:
         defaults: Mapping[str, Any] | None = None,
         name: str = "",
     ) -> None:
-        for field in ("z_channels", "vocab_size"):
-            ours, theirs = getattr(transformer.config, field), getattr(tokenizer.config, field)
-            if ours != theirs:
-                raise CheckpointError(
-                    f"transformer and tokenizer do not belong together: {field} is {ours} and {theirs}"
-                )
-        if transformer.schedule != tokenizer.schedule:
-            raise CheckpointError(
-                f"transformer and tokenizer do not belong together: their grids are {transformer.schedule} "
-                f"and {tokenizer.schedule}"
-            )
+        check_pair(transformer, tokenizer)
         self.transformer, self.tokenizer, self.name = transformer, tokenizer, name
         self.class_names = tuple(class_names)
         self.defaults: dict[str, Any] = {**OFFICIAL_DEFAULTS, **(defaults or {})}
@@ -222,7 +214,7 @@ class VARPipeline:
         def begin(span: slice) -> tuple[VARSession, Drawer]:
             draw = Drawer(sampler, filters, seeds[span], self.schedule.lengths, self.device)
             wanted = torch.tensor(numbers[span], device=self.device)
-            smooth = self._soft_codes(draw) if more_smooth else None
+            smooth = SoftCodes.of(draw) if more_smooth else None
             return VARSession(self.transformer, self.tokenizer, wanted, guidance.branches, smooth), draw
 
         images, tokens = draw_batches(
@@ -258,10 +250,6 @@ class VARPipeline:
         filters = Filters(min_p=min_p, **chosen)
         filters.check(vocab_size=self.transformer.config.vocab_size, num_steps=self.schedule.num_steps)
         return filters
-
-    def _soft_codes(self, draw: Drawer) -> SoftCodes:
-        shared = draw.sampler == "multinomial"
-        return SoftCodes([draw.generator] if shared else draw.noise.generators)
 
     # ------------------------------------------------------------------ looking at real pictures
 

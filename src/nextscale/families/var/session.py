@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.families.var.transformer import VARTransformer
+from nextscale.generation.soft import SoftCodes
 from nextscale.guidance.base import CONDITIONAL, UNCONDITIONAL, GuidanceStep
 from nextscale.nn.cache import KVCache
 from nextscale.nn.quantizer import shrink
@@ -83,26 +84,3 @@ class VARSession:
             inputs = shrink(self.f_hat, schedule[following]).flatten(2).transpose(1, 2)  # (B, l, z)
             x = self.transformer.embed(inputs, [following])
             self.x = x.repeat(len(self.branches), 1, 1)
-
-
-class SoftCodes:
-    """VAR's ``more_smooth``: a Gumbel-softmax mixture of codes instead of one, sharper at finer scales.
-
-    generators: one shared by the batch (parity with the official code), or one per image.
-    """
-
-    def __init__(self, generators: list[torch.Generator]) -> None:
-        self.generators = generators
-
-    def __call__(self, filtered: Tensor, step: GuidanceStep, codebook: Tensor) -> Tensor:
-        """Filtered logits ``(B, l, V)`` -> code vectors ``(B, l, z)``."""
-        ratio = step.index / (step.num_steps - 1)
-        tau = max(0.27 * (1 - 0.95 * ratio), 0.005)
-        per_image = filtered.split(1) if len(self.generators) > 1 else (filtered,)
-        noise = torch.cat(
-            [
-                torch.empty(f.shape, device=g.device).exponential_(generator=g).to(f.device)
-                for f, g in zip(per_image, self.generators, strict=True)
-            ]
-        )
-        return ((filtered * (1 + ratio) - noise.log()) / tau).softmax(-1) @ codebook

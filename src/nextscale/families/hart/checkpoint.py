@@ -1,0 +1,371 @@
+"""Official HART files: where they lie, what they hold, and the sizes their tensors and settings spell out.
+
+The published repository ``mit-han-lab/hart-0.7b-1024px`` has a folder ``llm`` with the transformer and a
+folder ``tokenizer``, each with its ``config.json``. What tensors cannot tell (heads, text tokens, scales) is
+read from there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nextscale.errors import CheckpointError, ModelNotFoundError
+from nextscale.families.hart.diffusion import kept_steps
+from nextscale.families.hart.tokenizer import HARTTokenizer, HARTTokenizerConfig
+from nextscale.families.hart.transformer import HARTTransformer, HARTTransformerConfig
+from nextscale.nn.placement import Placement
+from nextscale.scales import Grid, ScaleSchedule
+from nextscale.weights.hub import download, is_repo_id
+from nextscale.weights.layout import CONFIG, read_config
+from nextscale.weights.official import (
+    INDEX,
+    SINGLE,
+    as_checkpoint_error,
+    count,
+    download_sharded,
+    is_sharded,
+    load_checked,
+    read_official,
+    require,
+)
+from nextscale.weights.residual_tokenizer import tokenizer_sizes
+
+TRANSFORMER_FOLDER = "llm"
+TOKENIZER_FOLDER = "tokenizer"
+EMA_FILE = "ema_model.bin"
+TORCH_FILE = "pytorch_model.bin"
+
+# Recomputed from the schedule or constant; a file may have them or not.
+_BUFFERS = re.compile(r"^(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)$")
+# Stored beside the tokenizer: a discriminator, a second decoder for training, usage statistics.
+_UNUSED = re.compile(r"^(disc|decoder2|post_quant_conv2)\.|^quantize\.ema_vocab_hit_SV$")
+_PREFIX = "vae."
+
+_TRANSFORMER = "a HART transformer (llm/ema_model.bin)"
+_TOKENIZER = "HART's tokenizer"
+# Tensors that give other kinds of files away.
+_OTHERS = {
+    "class_emb.weight": "a VAR transformer",
+    "cfg_uncond": "an Infinity transformer",
+    "vae.quantize.embedding.weight": "HART's tokenizer",
+    "quantize.embedding.weight": "a tokenizer",
+    "context_embed.weight": "a HART transformer",
+    "embed_tokens.weight": "a language model",
+    "model.embed_tokens.weight": "a language model",
+}
+
+Settings = Mapping[str, Any]
+PatchNums = tuple[int | Grid, ...]
+
+
+# ------------------------------------------------------------------ finding files
+
+
+def find_files(
+    model: str | Path, tokenizer: str | Path | None = None, *, ema: bool | None = None
+) -> tuple[Path, Path]:
+    """The weights of transformer and tokenizer: files, or folders of several files with an index.
+
+    model: a weight file, a folder with the folders ``llm`` and ``tokenizer``, the folder ``llm`` itself, or a
+        hub id (``"mit-han-lab/hart-0.7b-1024px"``).
+    tokenizer: its file or folder; looked for beside the transformer when left out.
+    ema: whether to take the averaged weights ``llm/ema_model.bin``, as the official tools do by default; None
+        takes them where there are any. A file given as model is taken as it is.
+
+    Raises CheckpointError saying what is missing, and ModelNotFoundError if a download fails.
+    """
+    path = Path(model)
+    if path.is_file():
+        return path, _beside(path.parent, tokenizer)
+    if path.is_dir():
+        folder = path / TRANSFORMER_FOLDER if (path / TRANSFORMER_FOLDER).is_dir() else path
+        return _transformer_in(folder, ema), _beside(folder, tokenizer)
+    if not is_repo_id(str(model)):
+        raise CheckpointError(f"no such file or folder: {str(model)!r}")
+    repo = str(model)
+    if tokenizer is not None:
+        return _download_transformer(repo, ema), _beside(path, tokenizer)
+    return _download_transformer(repo, ema), _download_weights(repo, TOKENIZER_FOLDER)
+
+
+def _transformer_in(folder: Path, ema: bool | None) -> Path:
+    averaged = folder / EMA_FILE
+    if ema is False or (ema is None and not averaged.is_file()):
+        return _weights_in(folder)
+    if not averaged.is_file():
+        raise CheckpointError(f"{str(folder)!r} has no {EMA_FILE}; ema=False takes the other weights")
+    return averaged
+
+
+def _weights_in(folder: Path) -> Path:
+    """The one set of weights of a folder, other than averaged ones."""
+    if is_sharded(folder):
+        return folder
+    if (folder / TORCH_FILE).is_file():
+        return folder / TORCH_FILE
+    raise CheckpointError(
+        f"{str(folder)!r} has none of the weights {SINGLE}, {INDEX} and {TORCH_FILE}; name the file itself"
+    )
+
+
+def _beside(folder: Path, tokenizer: str | Path | None) -> Path:
+    """The tokenizer: given, or in the folder of its name inside or beside the transformer's."""
+    if tokenizer is not None:
+        path = Path(tokenizer)
+        if not path.exists():
+            raise CheckpointError(f"no such file or folder: {str(tokenizer)!r}")
+        return _weights_in(path) if path.is_dir() else path
+    for place in (folder / TOKENIZER_FOLDER, folder.absolute().parent / TOKENIZER_FOLDER):
+        if place.is_dir():
+            return _weights_in(place)
+    raise CheckpointError(
+        f"no folder {TOKENIZER_FOLDER!r} in or beside {str(folder)!r}; name the file with tokenizer="
+    )
+
+
+def _download_transformer(repo: str, ema: bool | None) -> Path:
+    if ema is False:
+        return _download_weights(repo, TRANSFORMER_FOLDER)
+    download(repo, f"{TRANSFORMER_FOLDER}/{CONFIG}")
+    try:
+        return download(repo, f"{TRANSFORMER_FOLDER}/{EMA_FILE}")
+    except ModelNotFoundError:
+        if ema:
+            raise
+        return _download_weights(repo, TRANSFORMER_FOLDER)
+
+
+def _download_weights(repo: str, folder: str) -> Path:
+    """A folder's settings, and its weights in whichever form the repository has."""
+    settings = download(repo, f"{folder}/{CONFIG}")
+    tried: dict[str, Callable[[], Path]] = {
+        SINGLE: lambda: download(repo, f"{folder}/{SINGLE}").parent,
+        INDEX: lambda: download_sharded(repo, folder),
+        TORCH_FILE: lambda: download(repo, f"{folder}/{TORCH_FILE}"),
+    }
+    for get in tried.values():
+        try:
+            return get()
+        except ModelNotFoundError as error:
+            reason = error
+    raise ModelNotFoundError(
+        f"{repo!r} has {folder}/{settings.name}, but none of {', '.join(tried)} can be had: {reason}"
+    )
+
+
+# ------------------------------------------------------------------ settings
+
+
+def read_settings(weights: Path, part: str, given: Settings | None = None) -> dict[str, Any]:
+    """The ``config.json`` beside a weight file, overridden by the settings given; empty if there is none.
+
+    part: where one ``config.json`` describes several parts, the name of the section that is merged in.
+    """
+    folder = weights if weights.is_dir() else weights.parent
+    found = read_config(folder) if (folder / CONFIG).is_file() else {}
+    section = found.get(part)
+    merged = {**found, **(section if isinstance(section, dict) else {}), **(given or {})}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def _told(settings: Settings, kinds: Mapping[str, type], path: Path) -> dict[str, Any]:
+    """Those of the settings that are there, compared with the kind each has to be of."""
+    told = {name: settings[name] for name in kinds if name in settings}
+    for name, value in told.items():
+        if not (isinstance(value, kinds[name]) or (kinds[name] is float and type(value) is int)):
+            raise CheckpointError(
+                f"the settings of {path.name} say {name} = {value!r}, expected a {kinds[name].__name__}; "
+                f"correct {CONFIG} beside it, or give settings={{{name!r}: ...}}"
+            )
+    return told
+
+
+def _whole(settings: Settings, name: str, path: Path) -> int:
+    value = settings.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _unknown(name, "a positive whole number", value, path)
+    return value
+
+
+def _unknown(name: str, kind: str, value: Any, path: Path) -> CheckpointError:
+    why = "has no such value" if value is None else f"says {value!r}"
+    return CheckpointError(
+        f"the tensors of {path.name} do not tell {name}, and {CONFIG} beside it {why}; give {kind} with "
+        f"settings={{{name!r}: ...}}"
+    )
+
+
+# ------------------------------------------------------------------ the transformer
+
+
+def load_transformer(path: Path, placement: Placement, settings: Settings | None = None) -> HARTTransformer:
+    """An official transformer -> the model, in evaluation mode.
+
+    path: a weight file, or a folder of several with an index. settings: values that neither the tensors nor
+        the ``config.json`` beside them tell, under its names (``{"num_heads": 24}``).
+    Raises CheckpointError before anything is allocated if names or shapes are not a HART transformer's.
+    """
+
+    def read(meta: bool) -> dict[str, Tensor]:
+        tensors = read_official(path, meta=meta)
+        return {k: v for k, v in tensors.items() if not _BUFFERS.match(k)}
+
+    config = infer_transformer(
+        read_official(path, meta=True), path, read_settings(path, "transformer", settings)
+    )
+    hint = f"Is it {_TRANSFORMER}, whole and unmodified?"
+    return load_checked(lambda: HARTTransformer(config), read, placement, source=path.name, hint=hint)
+
+
+def infer_transformer(shapes: Mapping[str, Tensor], path: Path, settings: Settings) -> HARTTransformerConfig:
+    """Sizes and flags: what tensors tell (meta tensors will do), and the rest from settings."""
+    _refuse_gpt2(shapes, path)
+    needed = {"word_embed.weight": 2, "context_embed.weight": 2, "head.weight": 2}
+    needed |= {"blocks.0.attn.qkv_proj.weight": 2, "blocks.0.ffn.gate_proj.weight": 2}
+    needed |= {"diffloss.net.cond_embed.weight": 2}
+    require(shapes, needed, path, _TRANSFORMER, cause=_cause(shapes))
+    width, z_channels = shapes["word_embed.weight"].shape
+    temperature = shapes.get("blocks.0.attn.scale_mul_1H11")
+    sizes: dict[str, Any] = {
+        "vocab_size": shapes["head.weight"].shape[0],
+        "z_channels": z_channels,
+        "context_dim": shapes["context_embed.weight"].shape[1],
+        "depth": count(shapes, r"blocks\.(\d+)\."),
+        "embed_dim": width,
+        "mlp_hidden": shapes["blocks.0.ffn.gate_proj.weight"].shape[0],
+        "diff_width": shapes["diffloss.net.cond_embed.weight"].shape[0],
+        "diff_depth": count(shapes, r"diffloss\.net\.res_blocks\.(\d+)\."),
+    }
+    _compare(sizes, settings, path)
+    heads = _whole(settings, "num_heads", path) if temperature is None else temperature.numel()
+    text, sides = _sequence(shapes, path, settings)
+    told = _told(settings, {"norm_eps": float, "num_sampling_steps": str, "sep_aln_pooling_mode": str}, path)
+    told["pooling"] = told.pop("sep_aln_pooling_mode", "max")
+    with as_checkpoint_error(path):
+        kept_steps(told.get("num_sampling_steps", "8"))
+        return HARTTransformerConfig(
+            **sizes,
+            **told,
+            num_heads=heads,
+            context_token=text,
+            patch_nums=sides,
+            disable_aln="blocks.0.ada_lin.1.weight" not in shapes,
+            shared_aln="blocks.0.scale_shift_table" in shapes,
+            use_timestep_embed="lvl_embed.mlp.0.weight" in shapes,
+            use_context_norm="context_norm.weight" in shapes,
+            attn_l2_norm=temperature is not None,
+        )
+
+
+def _refuse_gpt2(shapes: Mapping[str, Tensor], path: Path) -> None:
+    telling = ("pos_start", "pos_1LC", "blocks.0.attn.mat_qkv.weight", "blocks.0.ffn.fc1.weight")
+    found = [name for name in telling if name in shapes]
+    if found and "context_embed.weight" in shapes:
+        raise CheckpointError(
+            f"{path.name} is a HART transformer of the gpt2 variant (it has {', '.join(found)}), of which no "
+            f"weights were published; only the llama variant (attn_type and mlp_type 'llama') is supported"
+        )
+
+
+def _cause(shapes: Mapping[str, Tensor]) -> str:
+    looks = [what for name, what in _OTHERS.items() if name in shapes]
+    return f"It looks like {looks[0]}" if looks else ""
+
+
+def _compare(sizes: Mapping[str, int], settings: Settings, path: Path) -> None:
+    """Settings of another model would silently give wrong heads and scales."""
+    for name in ("embed_dim", "depth", "context_dim"):
+        if settings.get(name, sizes[name]) != sizes[name]:
+            raise CheckpointError(
+                f"{path.name} and its {CONFIG} do not belong together: {name} is {sizes[name]} by the "
+                f"tensors and {settings[name]!r} by the settings"
+            )
+
+
+def _sequence(shapes: Mapping[str, Tensor], path: Path, settings: Settings) -> tuple[int, PatchNums]:
+    """Text tokens and the side of every scale: from settings, or from the stored level of every position."""
+    stored = shapes.get("lvl_1L")
+    if stored is not None and not {"patch_nums", "context_token"} <= settings.keys():
+        levels = stored if not stored.is_meta else read_official(path)["lvl_1L"]
+        settings = {**_from_levels(levels), **settings}
+    text = _whole(settings, "context_token", path)
+    sides = _sides(settings.get("patch_nums"), "patch_nums", path)
+    total = text + ScaleSchedule.from_sides(sides).num_tokens - 1
+    if stored is not None and stored.numel() != total:
+        raise CheckpointError(
+            f"{path.name} is made for {stored.numel()} tokens, but {text} text tokens and the scales "
+            f"{list(sides)} make {total}"
+        )
+    return text, sides
+
+
+def _from_levels(levels: Tensor) -> dict[str, Any]:
+    """The text has level 0 and stands in for the first scale, a single token."""
+    text, *maps = levels.flatten().long().clamp(min=0).bincount().tolist()
+    sides = [round(n**0.5) for n in maps]
+    fits = text and all(side * side == n for side, n in zip(sides, maps, strict=True))
+    return {"context_token": text, "patch_nums": [1, *sides]} if fits else {}
+
+
+def _sides(value: Any, name: str, path: Path) -> PatchNums:
+    """A list of scales as a JSON file has it: numbers, or pairs for grids that are not square."""
+    kind = "the side of every scale"
+    if not isinstance(value, list | tuple):
+        raise _unknown(name, kind, value, path)
+    sides = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    with as_checkpoint_error(path):
+        ScaleSchedule.from_sides(sides)
+    return sides
+
+
+# ------------------------------------------------------------------ the tokenizer
+
+
+def load_tokenizer(
+    path: Path,
+    placement: Placement,
+    patch_nums: PatchNums | None = None,
+    settings: Settings | None = None,
+) -> HARTTokenizer:
+    """An official tokenizer -> the model, in evaluation mode.
+
+    path, settings: see :func:`load_transformer`.
+    patch_nums: side of every scale, which the transformer knows; None reads ``v_patch_nums`` from the
+        ``config.json`` beside the weights.
+    Raises CheckpointError before anything is allocated if names or shapes are not those of HART's tokenizer.
+    """
+
+    def read(meta: bool) -> dict[str, Tensor]:
+        return _own_tensors(read_official(path, meta=meta))
+
+    found = read_settings(path, "tokenizer", settings)
+    config = infer_tokenizer(read_official(path, meta=True), path, found, patch_nums)
+    hint = f"Is it {_TOKENIZER} (the folder tokenizer), whole and unmodified?"
+    return load_checked(lambda: HARTTokenizer(config), read, placement, source=path.name, hint=hint)
+
+
+def infer_tokenizer(
+    shapes: Mapping[str, Tensor],
+    path: Path,
+    settings: Settings,
+    patch_nums: PatchNums | None = None,
+) -> HARTTokenizerConfig:
+    """Sizes: what tensors tell (meta tensors will do), and the rest from settings."""
+    sizes = tokenizer_sizes(_own_tensors(shapes), path, _TOKENIZER, cause=_cause(shapes))
+    told = _told(settings, {"quant_resi": float, "using_znorm": bool, "beta": float}, path)
+    if patch_nums is None:
+        name = "v_patch_nums" if "v_patch_nums" in settings else "patch_nums"
+        patch_nums = _sides(settings.get(name), name, path)
+    with as_checkpoint_error(path):
+        return HARTTokenizerConfig(**{**sizes, **told}, patch_nums=patch_nums)
+
+
+def _own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The autoencoder's tensors under their own names, without the prefix of the stored pair."""
+    named = {k.removeprefix(_PREFIX): v for k, v in tensors.items()}
+    return {k: v for k, v in named.items() if not _UNUSED.match(k)}

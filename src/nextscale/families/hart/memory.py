@@ -1,0 +1,71 @@
+"""How much memory a HART model takes, from sizes alone; nothing is loaded or run."""
+
+from __future__ import annotations
+
+import torch
+
+from nextscale.families.hart.session import masked_counts
+from nextscale.families.hart.tokenizer import HARTTokenizer, HARTTokenizerConfig
+from nextscale.families.hart.transformer import HARTTransformer, HARTTransformerConfig
+from nextscale.generation.memory import MemoryEstimate, decoder_peak, weight_bytes
+
+
+def estimate_memory(
+    transformer: HARTTransformerConfig,
+    tokenizer: HARTTokenizerConfig,
+    *,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    guided: bool = True,
+    ssg: bool = False,
+    mask_iterations: int = 1,
+) -> MemoryEstimate:
+    """Bytes for making ``batch`` pictures at once, decoded one by one.
+
+    guided: with classifier-free guidance, which doubles the rows. ssg: with Scaled Spatial Guidance.
+    mask_iterations: in how many parts the last scale is predicted.
+    """
+    size, rows, schedule = dtype.itemsize, batch * (2 if guided else 1), transformer.schedule
+    with torch.device("meta"):
+        models = [HARTTransformer(transformer), HARTTokenizer(tokenizer)]
+    h, w = schedule.final
+    decoder = decoder_peak(
+        [tokenizer.ch * m for m in tokenizer.ch_mult],
+        schedule.final,
+        batch=1,
+        num_res_blocks=tokenizer.num_res_blocks,
+        itemsize=size,
+        channels=tokenizer.in_channels,
+    )
+    pictures = batch * h * w * tokenizer.reduction**2 * tokenizer.in_channels * 4
+    return MemoryEstimate(
+        weights=weight_bytes(models, dtype),
+        cache=2 * transformer.depth * rows * transformer.sequence_length * transformer.embed_dim * size,
+        activations=_activations(transformer, batch, rows, size, ssg, mask_iterations),
+        decoder=decoder + pictures,
+    )
+
+
+def _activations(
+    config: HARTTransformerConfig, batch: int, rows: int, size: int, ssg: bool, mask_iterations: int
+) -> int:
+    """The peak of all passes, of which the largest is at the last scale: in the blocks, or while drawing."""
+    width, lengths = config.embed_dim, config.schedule.lengths
+    masked = masked_counts(lengths[-1], mask_iterations)
+    parts = [before - after for before, after in zip(masked, masked[1:], strict=False)]
+    # Per position, in bytes: the stream (float32) as the step's input and the block's, beside what the
+    # feed-forward or the self-attention has open; see transformer.Block.
+    feed_forward = 12 * width + size * (width + 3 * config.mlp_hidden)
+    attention = (28 + 4 * size) * width
+    # The residual head: its conditions, and what one of its blocks has open.
+    head = 8 * width + 8 * config.diff_width * size
+    # Logits are float32. A draw sorts float64 ones, with their order, and adds them up: 8 numbers of 4 bytes.
+    logits = 4 * batch * config.vocab_size
+    peak, earlier = 0, 0
+    for step, count in enumerate([*lengths[:-1], *parts]):
+        open_here = max(feed_forward, attention, head if step >= len(lengths) - 1 else 0)
+        # Those of the pass before are still there: guided, before and after SSG, and filtered.
+        computing = rows * count * open_here + (2 + ssg) * logits * earlier
+        drawing = (10 + ssg) * logits * count + logits * earlier
+        peak, earlier = max(peak, computing, drawing), count
+    return peak

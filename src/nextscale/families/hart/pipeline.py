@@ -1,0 +1,395 @@
+"""HART as a pipeline: prompts in, pictures out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.families.hart import checkpoint
+from nextscale.families.hart.memory import estimate_memory
+from nextscale.families.hart.session import HARTNoise, HARTSession, masked_counts
+from nextscale.families.hart.text import PUBLISHED, PUBLISHED_WIDTH, HARTTextEncoder
+from nextscale.families.hart.tokenizer import HARTTokenizer, HARTTokenizerConfig
+from nextscale.families.hart.transformer import HARTTransformer, HARTTransformerConfig
+from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_prompts
+from nextscale.generation.loop import StepCallback
+from nextscale.generation.memory import MemoryEstimate
+from nextscale.generation.request import (
+    GenerationOutput,
+    OutputType,
+    call_settings,
+    check_output_type,
+    check_pair,
+    convert_images,
+    draw_batches,
+    image_tensor,
+    resolve_cfg,
+    resolve_seeds,
+    resolve_ssg,
+    with_values,
+)
+from nextscale.generation.soft import SoftCodes
+from nextscale.generation.tokens import Drawer, Filters, Sampler
+from nextscale.guidance.base import GuidanceChain
+from nextscale.guidance.cfg import ClassifierFreeGuidance
+from nextscale.guidance.schedules import StrengthLike
+from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.nn.placement import place
+from nextscale.scales import ScaleSchedule
+from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
+
+FAMILY = "hart"
+# What the published sampler and demo use. Its top-k is fixed: 600 before the scale of this index, then 300.
+OFFICIAL_DEFAULTS = {"guidance_scale": 4.5, "top_p": 0.0, "temperature": 1.0, "more_smooth": True}
+TOP_K_EARLY, TOP_K_LATE, TOP_K_CHANGES_AT = 600, 300, 7
+
+
+class HARTPipeline:
+    """Text-to-image generation with hybrid tokens (HART, arXiv 2410.10812).
+
+    Make one with :meth:`from_pretrained` or :meth:`from_official`.
+
+    transformer, tokenizer: the two models; their schedules and code widths must agree.
+    text_encoder: makes features of prompts given as strings; without one, pass
+        :class:`~nextscale.families.text.TextFeatures`.
+    defaults: ``guidance_scale``, ``top_k``, ``top_p``, ``temperature``, ``more_smooth`` and ``ssg`` (a
+        mapping with ``beta``) for calls that do not name them.
+    """
+
+    def __init__(
+        self,
+        transformer: HARTTransformer,
+        tokenizer: HARTTokenizer,
+        *,
+        text_encoder: TextEncoder | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        name: str = "",
+    ) -> None:
+        check_pair(transformer, tokenizer)
+        self.transformer, self.tokenizer, self.name = transformer, tokenizer, name
+        self.text_encoder = text_encoder
+        top_k = [TOP_K_EARLY if k < TOP_K_CHANGES_AT else TOP_K_LATE for k in range(len(self.schedule))]
+        limit = transformer.config.vocab_size
+        official = {**OFFICIAL_DEFAULTS, "top_k": [min(k, limit) for k in top_k]}
+        self.defaults: dict[str, Any] = {**official, **(defaults or {})}
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        text_encoder: TextEncoder | str | Path | None = None,
+        system_prompt: str | Path | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> HARTPipeline:
+        """A model in the library's layout: a folder or a hub id.
+
+        text_encoder: another one than the layout names: an encoder, or the hub id or folder of a Qwen2 model.
+        system_prompt: the instruction the weights were trained with, as a string or a file; see
+            :class:`~nextscale.families.hart.text.HARTTextEncoder`.
+
+        Raises ModelNotFoundError or CheckpointError, naming what is wrong.
+        """
+        placement, folder = place(device, dtype), locate(name)
+        config = read_config(folder)
+        if config.get("family") != FAMILY:
+            raise CheckpointError(
+                f"{str(name)!r} is a model of the family {config.get('family')!r}, not {FAMILY!r}"
+            )
+        transformer = load_module(
+            lambda c: HARTTransformer(HARTTransformerConfig(**c)), folder / "transformer", placement
+        )
+        tokenizer = load_module(
+            lambda c: HARTTokenizer(HARTTokenizerConfig(**c)), folder / "tokenizer", placement
+        )
+        chosen = config.get("text_encoder") if text_encoder is None else text_encoder
+        return cls(
+            transformer,
+            tokenizer,
+            text_encoder=_as_encoder(chosen, transformer, system_prompt),
+            defaults=config.get("defaults"),
+            name=str(name),
+        )
+
+    @classmethod
+    def from_official(
+        cls,
+        transformer: str | Path,
+        tokenizer: str | Path | None = None,
+        *,
+        text_encoder: TextEncoder | str | Path | None = None,
+        system_prompt: str | Path | None = None,
+        ema: bool | None = None,
+        settings: Mapping[str, Any] | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> HARTPipeline:
+        """The official files, or any with their tensors.
+
+        transformer: a file, a folder with the folders ``llm`` and ``tokenizer``, or a hub id
+            (``"mit-han-lab/hart-0.7b-1024px"``).
+        tokenizer: its file or folder; looked for beside the transformer when left out.
+        text_encoder: an encoder, or the hub id or folder of a Qwen2 model; left out, it is the published one,
+            if the widths agree. It is loaded when the first prompt comes.
+        system_prompt: the instruction the weights were trained with, as a string or a file; see
+            :class:`~nextscale.families.hart.text.HARTTextEncoder`.
+        ema: whether to take the averaged weights; None takes them where there are any.
+        settings: values that neither tensors nor ``config.json`` tell, such as ``{"num_heads": 24}``.
+
+        Raises CheckpointError for files that do not fit, before anything is allocated, and ModelNotFoundError
+        if a download fails.
+        """
+        placement = place(device, dtype)
+        transformer_file, tokenizer_file = checkpoint.find_files(transformer, tokenizer, ema=ema)
+        model = checkpoint.load_transformer(transformer_file, placement, settings)
+        codes = checkpoint.load_tokenizer(tokenizer_file, placement, model.config.patch_nums, settings)
+        if text_encoder is None and model.config.context_dim == PUBLISHED_WIDTH:
+            text_encoder = PUBLISHED
+        encoder = _as_encoder(text_encoder, model, system_prompt)
+        return cls(model, codes, text_encoder=encoder, name=str(transformer))
+
+    def save_pretrained(self, folder: str | Path, *, dtype: str | torch.dtype | None = None) -> None:
+        """Write the library's layout into a folder; ``dtype`` rounds the weights on the way.
+
+        Of the text encoder only the name is stored; one that was made from loaded models has none and must be
+        given again when the folder is loaded, as must the system prompt.
+        """
+        folder = Path(folder)
+        dtype = None if dtype is None else place("cpu", dtype).dtype
+        save_module(self.transformer, self.transformer.config.to_dict(), folder / "transformer", dtype=dtype)
+        save_module(self.tokenizer, self.tokenizer.config.to_dict(), folder / "tokenizer", dtype=dtype)
+        name = getattr(self.text_encoder, "name", None)
+        config = {"family": FAMILY, "text_encoder": name, "defaults": self.defaults}
+        write_json(config, folder / "config.json")  # last: a folder with it is complete
+
+    # ------------------------------------------------------------------ properties
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        return self.transformer.schedule
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the pictures, in pixels."""
+        h, w = self.schedule.final
+        return h * self.tokenizer.config.reduction, w * self.tokenizer.config.reduction
+
+    # ------------------------------------------------------------------ generation
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: Prompts,
+        *,
+        guidance_scale: StrengthLike | ClassifierFreeGuidance | None = None,
+        ssg: float | ScaledSpatialGuidance | None = None,
+        more_smooth: bool | None = None,
+        residual: bool = True,
+        mask_iterations: int = 1,
+        top_k: int | Sequence[int] | None = None,
+        top_p: float | None = None,
+        min_p: float = 0.0,
+        temperature: float | Sequence[float] | None = None,
+        given_tokens: Sequence[Tensor] = (),
+        seed: int | Sequence[int] | None = None,
+        sampler: Sampler = "paired",
+        batch_size: int = 1,
+        on_step: StepCallback | None = None,
+        output_type: OutputType = "pil",
+    ) -> GenerationOutput:
+        """One picture per prompt.
+
+        prompts: one, several, or their features ``(B, context_token, context_dim)``. A prompt beyond the
+            encoder's length is cut, with a warning.
+        guidance_scale: t of ``(1 + t) cond - t uncond``. It rises linearly from 0, as if to reach this
+            number at the last step, which however repeats the step before; so it is never quite reached. A
+            list gives t for every step. The residual is drawn under the last step's. 0 turns classifier-free
+            guidance off, and its cost with it.
+        ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off. It
+            guides the tokens, not the residual.
+        more_smooth: show mixtures of codes instead of the drawn ones, sharper at finer scales.
+        residual: draw what the codes leave out of the finest scale, by diffusion.
+        mask_iterations: in how many parts the last scale is predicted; each sees those before.
+        top_k, top_p, min_p, temperature: see :class:`~nextscale.generation.tokens.Filters`.
+        given_tokens: token maps ``(B, h, w)`` of the first scales, taken in place of drawn ones; one for all
+            pictures or one each.
+        seed: a number (the images get it and the following ones), one per image, or ``None`` for fresh ones.
+        sampler: ``"paired"`` (an image depends on its seed alone), ``"greedy"`` (the likeliest tokens;
+            mixtures and the residual are drawn all the same), or ``"multinomial"`` (the official code's draws
+            of tokens and mixtures; depends on the batch).
+        batch_size: pictures made at once; for what they take see :meth:`memory_estimate`.
+        on_step: called with a :class:`~nextscale.generation.loop.StepInfo` after every step of every batch.
+        output_type: ``"pil"``, ``"pt"`` or ``"np"``; see :class:`GenerationOutput`.
+
+        ``None`` takes the model's default. Raises InvalidArgumentError naming the value and what is allowed.
+
+        An image's seed makes, in this order: one uniform number per token, the permutation behind
+        ``mask_iterations``, the noise of the residual, and the mixtures step by step. The settings that come
+        back make the pictures again, but for features and given tokens, of which they hold no numbers, and
+        the system prompt, of which they hold the SHA-256.
+        """
+        check_output_type(output_type)
+        grids = self.schedule.grids
+        scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
+        cfg = with_values(resolve_cfg(scale, "extra", "linear-hold"), grids)
+        spatial = with_values(resolve_ssg(ssg, self.defaults), grids)
+        filters = self._filters(top_k=top_k, top_p=top_p, temperature=temperature, min_p=min_p)
+        soft = bool(self.defaults["more_smooth"] if more_smooth is None else more_smooth)
+        masked_counts(self.schedule.lengths[-1], mask_iterations)  # raises before prompts are encoded
+        guidance = GuidanceChain([cfg, spatial])
+        texts, features = encode_prompts(prompts, self.text_encoder)
+        self.transformer.check_text(features)
+        seeds = resolve_seeds(seed, len(features))
+        given = self._given(given_tokens, len(features))
+        last = cfg.scales(grids)[-1]
+
+        def begin(span: slice) -> tuple[HARTSession, Drawer]:
+            lengths, maps = self.schedule.lengths, [tokens[span] for tokens in given]
+            draw = Drawer(sampler, filters, seeds[span], lengths, self.device, given=maps)
+            session = HARTSession(
+                self.transformer,
+                self.tokenizer,
+                features[span],
+                guidance.branches,
+                noise=HARTNoise.draw(draw.noise.generators, self.transformer),
+                guidance=last if cfg.convention == "extra" else last - 1,
+                smooth=SoftCodes.of(draw, hold_last=True) if soft else None,
+                residual=residual,
+                mask_iterations=mask_iterations,
+                given=len(given),
+            )
+            return session, draw
+
+        images, tokens = draw_batches(len(features), batch_size, begin, guidance, self._decode, on_step)
+        settings = call_settings(
+            family=FAMILY,
+            model=self.name,
+            prompts=texts,
+            system_prompt_sha256=self._system_prompt_digest() if texts else None,
+            seeds=seeds,
+            cfg=cfg,
+            ssg=spatial,
+            more_smooth=soft,
+            residual=residual,
+            mask_iterations=mask_iterations,
+            given_tokens=len(given),
+            filters=filters,
+            sampler=sampler,
+            dtype=self.dtype,
+        )
+        return GenerationOutput(convert_images(images, output_type), tokens, seeds, settings)
+
+    def encode_prompts(self, prompts: Prompts) -> TextFeatures:
+        """Features of prompts, to be passed instead of them; after that, ``text_encoder.release()`` frees the
+        encoder's memory."""
+        return encode_prompts(prompts, self.text_encoder)[1]
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        """One picture at a time: a decoder takes much memory, and gains nothing from batches this large."""
+        return torch.cat([self.tokenizer.decode_latent(f_hat) for f_hat in latent.split(1)])
+
+    def _filters(self, **given: Any) -> Filters:
+        filters = Filters(**{k: self.defaults[k] if v is None else v for k, v in given.items()})
+        filters.check(vocab_size=self.transformer.config.vocab_size, num_steps=self.schedule.num_steps)
+        return filters
+
+    def _given(self, maps: Sequence[Tensor], count: int) -> list[Tensor]:
+        """Given tokens as ``(count, h, w)`` on this device."""
+        if not maps:
+            return []
+        if len(maps) > self.schedule.num_steps:
+            raise InvalidArgumentError(
+                f"{len(maps)} maps of given_tokens for {self.schedule.num_steps} scales"
+            )
+        self.tokenizer.partial_sums(maps)  # raises where shapes or values are wrong
+        tokens = [m.reshape(len(m), *grid) for m, grid in zip(maps, self.schedule, strict=False)]
+        if len(tokens[0]) not in (1, count):
+            raise InvalidArgumentError(
+                f"given_tokens are for {len(tokens[0])} pictures, but {count} are made; give one or {count}"
+            )
+        return [t.expand(count, -1, -1) for t in tokens]
+
+    def _system_prompt_digest(self) -> str | None:
+        prompt = getattr(self.text_encoder, "system_prompt", None)
+        return None if prompt is None else hashlib.sha256(prompt.encode()).hexdigest()
+
+    # ------------------------------------------------------------------ further uses
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        images: Tensor | Image.Image | Sequence[Image.Image],
+        *,
+        residual: bool = True,
+        output_type: OutputType = "pil",
+    ) -> Any:
+        """Pictures through the tokenizer and back.
+
+        images: a tensor ``(B, 3, H, W)`` in [-1, 1], or PIL images of the model's size.
+        residual: whether what the codes leave out is kept, or lost.
+        """
+        check_output_type(output_type)
+        tokens, rest = self.tokenizer.encode_hybrid(image_tensor(images, self.image_size))
+        left = self.tokenizer.residual(tokens[-1], rest) if residual else None
+        return convert_images(self._decode(self.tokenizer.latent(tokens, left)), output_type)
+
+    def memory_estimate(
+        self,
+        batch: int = 1,
+        dtype: str | torch.dtype | None = None,
+        *,
+        guided: bool = True,
+        ssg: bool = False,
+        mask_iterations: int = 1,
+    ) -> MemoryEstimate:
+        """Bytes for making ``batch`` pictures at once; the text encoder is not counted.
+
+        dtype: of the weights; ``None`` is the pipeline's own. guided: with classifier-free guidance. ssg:
+        with Scaled Spatial Guidance. mask_iterations: as in a call.
+        """
+        return estimate_memory(
+            self.transformer.config,
+            self.tokenizer.config,
+            batch=batch,
+            dtype=self.dtype if dtype is None else place("cpu", dtype).dtype,
+            guided=guided,
+            ssg=ssg,
+            mask_iterations=mask_iterations,
+        )
+
+
+def _as_encoder(
+    given: TextEncoder | str | Path | None, transformer: HARTTransformer, system_prompt: str | Path | None
+) -> TextEncoder | None:
+    """An encoder as it is, or one by the name of its model."""
+    if isinstance(given, (str, Path)):
+        tokens = transformer.config.context_token
+        return HARTTextEncoder(
+            given, context_token=tokens, system_prompt=system_prompt, device=transformer.device
+        )
+    if system_prompt is not None:
+        raise InvalidArgumentError(
+            "a system prompt belongs to the text encoder; give it to that one, or name a model for it"
+        )
+    return given
+
+
+PIPELINE = HARTPipeline

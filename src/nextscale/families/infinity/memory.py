@@ -1,0 +1,56 @@
+"""How much memory an Infinity model takes, from sizes alone; nothing is loaded or run."""
+
+from __future__ import annotations
+
+import torch
+
+from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
+from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
+from nextscale.generation.memory import MemoryEstimate, decoder_peak, weight_bytes
+from nextscale.scales import ScaleSchedule
+
+TEXT_TOKENS = 32  # of a prompt of some twenty words
+
+
+def estimate_memory(
+    transformer: InfinityTransformerConfig,
+    tokenizer: InfinityTokenizerConfig,
+    schedule: ScaleSchedule,
+    *,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    guided: bool = True,
+    text_tokens: int = TEXT_TOKENS,
+    tile: int | None = None,
+) -> MemoryEstimate:
+    """Bytes for making ``batch`` pictures at once.
+
+    guided: with classifier-free guidance, which doubles the rows. text_tokens: of the longest prompt.
+    tile: rows of cells decoded at a time; ``None`` for all.
+    """
+    size, rows = dtype.itemsize, batch * (2 if guided else 1)
+    width, hidden, depth = transformer.embed_dim, transformer.ffn_dim, transformer.depth
+    with torch.device("meta"):
+        models = [InfinityTransformer(transformer), InfinityTokenizer(tokenizer)]
+    cached = schedule.num_tokens + text_tokens
+    # Per position of the last scale, in bytes: the stream (float32) as the step's input, the block's and its
+    # successor, beside what the feed-forward or the self-attention has open; see transformer.Block.
+    feed_forward = 12 * width + 2 * size * (width + hidden)
+    attention = (28 + 4 * size) * width
+    longest = schedule.lengths[-1]
+    h, w = schedule.final
+    decoder = decoder_peak(
+        [tokenizer.ch * m for m in tokenizer.decoder_ch_mult],
+        (h * tokenizer.patch, w * tokenizer.patch),
+        batch=batch,
+        num_res_blocks=tokenizer.num_res_blocks,
+        itemsize=size,
+        channels=tokenizer.in_channels,
+        strip=tile,
+    )
+    return MemoryEstimate(
+        weights=weight_bytes(models, dtype),
+        cache=2 * depth * rows * cached * width * size,
+        activations=rows * longest * max(feed_forward, attention),
+        decoder=decoder,
+    )

@@ -1,0 +1,478 @@
+"""Infinity as a pipeline: prompts in, pictures out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nextscale.errors import CheckpointError, InvalidArgumentError, warn
+from nextscale.families.infinity import checkpoint
+from nextscale.families.infinity.memory import TEXT_TOKENS, estimate_memory
+from nextscale.families.infinity.schedules import FULL, schedule_for, snap
+from nextscale.families.infinity.session import ON_LOGITS, InfinitySession
+from nextscale.families.infinity.text import T5TextEncoder
+from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
+from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
+from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_negative, encode_prompts
+from nextscale.families.words import WordEncoder
+from nextscale.generation.loop import StepCallback
+from nextscale.generation.memory import MemoryEstimate
+from nextscale.generation.request import (
+    GenerationOutput,
+    OutputType,
+    call_settings,
+    check_output_type,
+    convert_images,
+    draw_batches,
+    image_tensor,
+    resolve_cfg,
+    resolve_seeds,
+    resolve_ssg,
+    with_values,
+)
+from nextscale.generation.tokens import Drawer, Filters, Sampler
+from nextscale.guidance.base import GuidanceChain
+from nextscale.guidance.cfg import ClassifierFreeGuidance
+from nextscale.guidance.schedules import StrengthLike
+from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.nn.placement import place
+from nextscale.scales import Grid, ScaleSchedule
+from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
+
+FAMILY = "infinity"
+# The 2B model's published settings; its authors' filter removes nothing but unlikely bits (top_p).
+OFFICIAL_DEFAULTS = {"guidance_scale": 3.0, "temperature": 0.5, "top_k": 0, "top_p": 0.97, "pixels": FULL}
+WORDS = "words"  # how the layout names the encoder that needs no weights
+
+Grids = ScaleSchedule | Sequence[int | Grid]
+
+
+class InfinityPipeline:
+    """Text-to-image generation with bitwise tokens (Infinity, arXiv 2412.04431).
+
+    Make one with :meth:`from_pretrained` or :meth:`from_official`.
+
+    transformer, tokenizer: the two models; the bits of a token must agree.
+    text_encoder: makes features of prompts given as strings; without one, pass
+        :class:`~nextscale.families.text.TextFeatures`.
+    defaults: ``guidance_scale``, ``temperature``, ``top_k``, ``top_p``, ``pixels`` and ``ssg`` (a mapping
+        with ``beta``) for calls that do not name them.
+    """
+
+    def __init__(
+        self,
+        transformer: InfinityTransformer,
+        tokenizer: InfinityTokenizer,
+        *,
+        text_encoder: TextEncoder | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        name: str = "",
+    ) -> None:
+        checkpoint.check_pair(transformer, tokenizer)
+        self.transformer, self.tokenizer, self.name = transformer, tokenizer, name
+        self.text_encoder = text_encoder
+        self.defaults: dict[str, Any] = {**OFFICIAL_DEFAULTS, **(defaults or {})}
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        text_encoder: TextEncoder | str | Path | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> InfinityPipeline:
+        """A model in the library's layout: an embedded name, a folder, or a hub id.
+
+        text_encoder: another one than the layout names: an encoder, or the hub id or folder of a T5 model.
+
+        Raises ModelNotFoundError or CheckpointError, naming what is wrong.
+        """
+        placement, folder = place(device, dtype), locate(name)
+        config = read_config(folder)
+        if config.get("family") != FAMILY:
+            raise CheckpointError(
+                f"{str(name)!r} is a model of the family {config.get('family')!r}, not {FAMILY!r}"
+            )
+        transformer = load_module(
+            lambda c: InfinityTransformer(InfinityTransformerConfig(**c)), folder / "transformer", placement
+        )
+        tokenizer = load_module(
+            lambda c: InfinityTokenizer(InfinityTokenizerConfig(**c)), folder / "tokenizer", placement
+        )
+        chosen = config.get("text_encoder") if text_encoder is None else text_encoder
+        return cls(
+            transformer,
+            tokenizer,
+            text_encoder=_as_encoder(chosen, transformer),
+            defaults=config.get("defaults"),
+            name=str(name),
+        )
+
+    @classmethod
+    def from_official(
+        cls,
+        transformer: str | Path,
+        tokenizer: str | Path | None = None,
+        *,
+        text_encoder: TextEncoder | str | Path | None = None,
+        model: str | None = None,
+        patch_nums: Sequence[int | Grid] | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> InfinityPipeline:
+        """The official files, or any with their tensors.
+
+        transformer: a file, a folder (of shards, or with both files in it), or a hub id
+            (``"FoundationVision/Infinity"``).
+        tokenizer: its file; looked for beside the transformer when left out.
+        text_encoder: an encoder, or the hub id or folder of a T5 model; left out, it is the published one, if
+            the widths agree. It is loaded when the first prompt comes.
+        model: which of the released models, for a hub id or a folder with several.
+        patch_nums: side (or ``(height, width)``) of every scale of the transformer's grid, for a model with
+            one schedule of its own.
+
+        Sizes are read from the tensors. Raises CheckpointError for files that do not fit, before anything is
+        allocated, and ModelNotFoundError if a download fails.
+        """
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path, *, dtype: str | torch.dtype | None = None) -> None:
+        """Write the library's layout into a folder; ``dtype`` rounds the weights on the way.
+
+        Of the text encoder only the name is stored; one that was made from loaded models has none and must be
+        given again when the folder is loaded.
+        """
+        folder = Path(folder)
+        dtype = None if dtype is None else place("cpu", dtype).dtype
+        save_module(self.transformer, self.transformer.config.to_dict(), folder / "transformer", dtype=dtype)
+        save_module(self.tokenizer, self.tokenizer.config.to_dict(), folder / "tokenizer", dtype=dtype)
+        encoder = self.text_encoder
+        name = WORDS if isinstance(encoder, WordEncoder) else getattr(encoder, "name", None)
+        config = {"family": FAMILY, "text_encoder": name, "defaults": self.defaults}
+        write_json(config, folder / "config.json")  # last: a folder with it is complete
+
+    # ------------------------------------------------------------------ properties
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The grids of a call that does not name a size."""
+        return self.tokenizer.schedule or schedule_for(1.0, self.defaults["pixels"])
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(height, width)`` in pixels of a call that does not name a size."""
+        return self.size_of(self.schedule)
+
+    def size_of(self, schedule: ScaleSchedule) -> tuple[int, int]:
+        """``(height, width)`` in pixels of the pictures of a schedule."""
+        h, w = self.tokenizer.cells(schedule).final
+        return h * self.tokenizer.config.reduction, w * self.tokenizer.config.reduction
+
+    def schedule_for(
+        self,
+        *,
+        aspect_ratio: float | str | None = None,
+        pixels: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        schedule: Grids | None = None,
+    ) -> ScaleSchedule:
+        """The grids for one of three ways to name a size; see :meth:`__call__`.
+
+        Raises InvalidArgumentError if they are mixed, or name what is not there.
+        """
+        by_ratio = aspect_ratio is not None or pixels is not None
+        by_sides = height is not None or width is not None
+        if by_ratio + by_sides + (schedule is not None) > 1:
+            raise InvalidArgumentError(
+                "name the size in one way: aspect_ratio and pixels, or height and width, or schedule"
+            )
+        if schedule is not None:
+            grids = schedule if isinstance(schedule, ScaleSchedule) else ScaleSchedule.from_sides(schedule)
+            self.transformer.check_schedule(grids)
+            return grids
+        if (by_ratio or by_sides) and self.tokenizer.schedule is not None:
+            h, w = self.image_size
+            raise InvalidArgumentError(f"this model makes pictures of one size, {w}x{h} (width x height)")
+        if by_sides:
+            return self._snapped(height, width)
+        if not by_ratio:
+            return self.schedule
+        return schedule_for(1.0 if aspect_ratio is None else aspect_ratio, pixels or self.defaults["pixels"])
+
+    def _snapped(self, height: int | None, width: int | None) -> ScaleSchedule:
+        if height is None or width is None:
+            raise InvalidArgumentError(f"give both height and width, got {height} and {width}")
+        found = snap(height, width)
+        if found.size != (height, width):
+            h, w = found.size
+            warn(f"{width}x{height} (width x height) is no size of this model; the nearest, {w}x{h}, is made")
+        return found.schedule
+
+    # ------------------------------------------------------------------ generation
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: Prompts,
+        *,
+        negative_prompt: Prompts | None = None,
+        aspect_ratio: float | str | None = None,
+        pixels: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        schedule: Grids | None = None,
+        guidance_scale: StrengthLike | ClassifierFreeGuidance | None = None,
+        guidance_layer: int | Sequence[int] = ON_LOGITS,
+        ssg: float | ScaledSpatialGuidance | None = None,
+        temperature: float | Sequence[float] | None = None,
+        top_k: int | Sequence[int] | None = None,
+        top_p: float | None = None,
+        min_p: float = 0.0,
+        given_tokens: Sequence[Tensor] = (),
+        stop_after: int | None = None,
+        seed: int | Sequence[int] | None = None,
+        sampler: Sampler = "paired",
+        batch_size: int = 1,
+        on_step: StepCallback | None = None,
+        output_type: OutputType = "pil",
+        tile: int | None = None,
+    ) -> GenerationOutput:
+        """One picture per prompt.
+
+        prompts: one, several, or their features. A prompt beyond the encoder's length is cut, with a warning.
+        negative_prompt: what to steer away from, one for all pictures or one each; ``None`` is no text.
+        aspect_ratio: ``"16:9"`` is width to height; a number is height divided by width. pixels: ``"0.06M"``,
+            ``"0.25M"``, ``"0.60M"`` or ``"1M"``. The nearest published size is taken.
+        height, width: in pixels; the nearest published size is taken, with a warning if it is another.
+        schedule: the transformer's grids themselves.
+        guidance_scale: s of ``s cond + (1 - s) uncond``; a list gives s for every step. 1 turns
+            classifier-free guidance off, and its cost with it.
+        guidance_layer: where it acts: 0 on the logits, -k on the output of the k-th last block; or several.
+        ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off.
+        temperature: tau, by which logits are divided after all guidance; a list gives one for every step.
+        top_k, top_p, min_p: see :class:`~nextscale.generation.tokens.Filters`; they act on the two values of
+            a bit, so that ``top_k`` of 2 and more has no effect, and 1 makes the draw greedy.
+        given_tokens: bits of the first scales, taken instead of drawn ones: tokens ``(B, h, w, D)``, as they
+            come out here, or cells as the tokenizer encodes them; one for all pictures or one each.
+        stop_after: make this many scales only, and decode what there is.
+        seed: a number (the images get it and the following ones), one per image, or ``None`` for fresh ones.
+        sampler: ``"paired"`` (an image depends on its seed alone), ``"greedy"``, or ``"multinomial"`` (the
+            official code's draws; depends on the batch).
+        batch_size: pictures made at once; for what they take see :meth:`memory_estimate`.
+        on_step: called with a :class:`~nextscale.generation.loop.StepInfo` after every step of every batch.
+        output_type: ``"pil"``, ``"pt"`` or ``"np"``; see :class:`GenerationOutput`.
+        tile: decode in tiles of this many cells a side, to save memory; colours change a little.
+
+        ``None`` takes the model's default. Raises InvalidArgumentError naming the value and what is allowed.
+
+        The settings that come back make the pictures again, but for features and given tokens, of which they
+        hold no numbers.
+        """
+        check_output_type(output_type)
+        grids = self.schedule_for(
+            aspect_ratio=aspect_ratio, pixels=pixels, height=height, width=width, schedule=schedule
+        )
+        steps = _steps(stop_after, grids)
+        layers = _layers(guidance_layer, self.transformer.config.depth)
+        scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
+        cfg = with_values(resolve_cfg(scale, "interpolate"), grids)
+        spatial = with_values(resolve_ssg(ssg, self.defaults), grids)
+        filters = self._filters(grids, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        guidance = GuidanceChain([cfg if ON_LOGITS in layers else None, spatial])
+        texts, features = encode_prompts(prompts, self.text_encoder)
+        seeds = resolve_seeds(seed, len(features))
+        unwanted, negative = encode_negative(negative_prompt, len(features), self.text_encoder)
+        for part in (features, negative):
+            if part is not None:
+                self.transformer.check_text(part)
+        given = self._given(given_tokens, grids, len(features))
+        scales = [s if cfg.convention == "interpolate" else 1 + s for s in cfg.scales(grids)]
+        counts = [n * self.transformer.config.bits for n in grids.lengths]
+
+        def begin(span: slice) -> tuple[InfinitySession, Drawer]:
+            draw = Drawer(
+                sampler,
+                filters,
+                seeds[span],
+                counts,
+                self.device,
+                choices=2,
+                given=[maps[span] for maps in given],
+            )
+            session = InfinitySession(
+                self.transformer,
+                self.tokenizer,
+                grids,
+                features[span],
+                negative=None if negative is None else negative[span],
+                scales=scales,
+                layers=layers,
+                stop_after=steps,
+            )
+            return session, draw
+
+        images, tokens = draw_batches(
+            len(features),
+            batch_size,
+            begin,
+            guidance,
+            lambda latent: self.tokenizer.decode_latent(latent, tile),
+            on_step,
+        )
+        settings = call_settings(
+            family=FAMILY,
+            model=self.name,
+            prompts=texts,
+            negative_prompt=unwanted,
+            schedule=[list(g) for g in grids],
+            seeds=seeds,
+            cfg=cfg,
+            guidance_layer=list(layers),
+            ssg=spatial,
+            filters=filters,
+            given_tokens=len(given),
+            stop_after=stop_after,
+            tile=tile,
+            sampler=sampler,
+            dtype=self.dtype,
+        )
+        return GenerationOutput(convert_images(images, output_type), tokens, seeds, settings)
+
+    def encode_prompts(self, prompts: Prompts) -> TextFeatures:
+        """Features of prompts, to be passed instead of them; after that, ``text_encoder.release()`` frees the
+        encoder's memory."""
+        return encode_prompts(prompts, self.text_encoder)[1]
+
+    def _filters(self, grids: ScaleSchedule, **given: Any) -> Filters:
+        filters = Filters(**{k: self.defaults[k] if v is None else v for k, v in given.items()})
+        # A bit has two values, so any top_k from 2 on keeps both, as the official default of 900 does.
+        filters.check(vocab_size=sys.maxsize, num_steps=grids.num_steps)
+        return filters
+
+    def _given(self, maps: Sequence[Tensor], grids: ScaleSchedule, count: int) -> list[Tensor]:
+        """Given bits as tokens ``(count, h, w, D)``."""
+        if not maps:
+            return []
+        if len(maps) > grids.num_steps:
+            raise InvalidArgumentError(f"{len(maps)} maps of given_tokens for {grids.num_steps} scales")
+        self.tokenizer.partial_sums(maps, grids)  # raises where shapes or values are wrong
+        config = self.tokenizer.config
+        tokens = [m if m.shape[-1] == config.token_bits else self.tokenizer.tokens(m) for m in maps]
+        tokens = [m.reshape(len(m), *grid, -1).long() for m, grid in zip(tokens, grids, strict=False)]
+        if len(tokens[0]) not in (1, count):
+            raise InvalidArgumentError(
+                f"given_tokens are for {len(tokens[0])} pictures, but {count} are made; give one or {count}"
+            )
+        return [t.expand(count, -1, -1, -1) for t in tokens]
+
+    # ------------------------------------------------------------------ further uses
+
+    def reconstruct(
+        self,
+        images: Tensor | Image.Image | Sequence[Image.Image],
+        *,
+        schedule: Grids | None = None,
+        output_type: OutputType = "pil",
+        tile: int | None = None,
+    ) -> Any:
+        """Pictures through the tokenizer and back.
+
+        images: a tensor ``(B, 3, H, W)`` in [-1, 1], or PIL images, all of one size.
+        schedule: the transformer's grids; left out, the model's own, or the published ones for this size.
+        """
+        check_output_type(output_type)
+        grids = None if schedule is None else self.schedule_for(schedule=schedule)
+        first = images if isinstance(images, (Tensor, Image.Image)) else next(iter(images), None)
+        size = (first.height, first.width) if isinstance(first, Image.Image) else self.image_size
+        pictures = image_tensor(images, size)
+        latent = self.tokenizer.partial_sums(self.tokenizer.encode(pictures, grids), grids)[-1]
+        with torch.no_grad():
+            return convert_images(self.tokenizer.decode_latent(latent, tile), output_type)
+
+    def memory_estimate(
+        self,
+        batch: int = 1,
+        dtype: str | torch.dtype | None = None,
+        *,
+        guided: bool = True,
+        text_tokens: int = TEXT_TOKENS,
+        tile: int | None = None,
+        **size: Any,
+    ) -> MemoryEstimate:
+        """Bytes for making ``batch`` pictures at once; the text encoder is not counted.
+
+        dtype: of the weights; ``None`` is the pipeline's own. guided: with classifier-free guidance.
+        text_tokens: of the longest prompt. tile: as in a call.
+        size: ``aspect_ratio``, ``pixels``, ``height``, ``width`` or ``schedule``, as in a call.
+        """
+        return estimate_memory(
+            self.transformer.config,
+            self.tokenizer.config,
+            self.schedule_for(**size),
+            batch=batch,
+            dtype=self.dtype if dtype is None else place("cpu", dtype).dtype,
+            guided=guided,
+            text_tokens=text_tokens,
+            tile=tile,
+        )
+
+
+def _as_encoder(given: Any, transformer: InfinityTransformer) -> TextEncoder | None:
+    """An encoder as it is, or one by the name of its model."""
+    if isinstance(given, (str, Path)):
+        config = transformer.config
+        if given == WORDS:
+            return WordEncoder(config.text_dim)
+        return T5TextEncoder(given, max_length=config.text_length, device=transformer.device)
+    encoder: TextEncoder | None = given
+    return encoder
+
+
+def _layers(given: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    """Where guidance acts, checked."""
+    layers = tuple(given) if isinstance(given, Sequence) else (given,)
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise InvalidArgumentError(f"guidance_layer is a whole number or several, got {given!r}")
+        if layer == 1:
+            raise InvalidArgumentError(
+                "guidance_layer 1 means guidance on probabilities in the official code, which announces it "
+                "but never applies it; use 0 for the logits, or guidance_scale=1 for no guidance"
+            )
+        if not -depth < layer <= 0:
+            raise InvalidArgumentError(
+                f"guidance_layer must be 0 (the logits) or -1 to -{depth - 1} (blocks, counted from the "
+                f"last), got {layer}"
+            )
+    if not layers:
+        raise InvalidArgumentError("guidance_layer is empty; for no guidance use guidance_scale=1")
+    return layers
+
+
+def _steps(stop_after: int | None, grids: ScaleSchedule) -> int:
+    if stop_after is None:
+        return grids.num_steps
+    if isinstance(stop_after, bool) or not isinstance(stop_after, int) or not 0 < stop_after <= len(grids):
+        raise InvalidArgumentError(f"stop_after must be 1 to {len(grids)} scales, got {stop_after!r}")
+    return stop_after
+
+
+PIPELINE = InfinityPipeline

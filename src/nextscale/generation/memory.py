@@ -1,0 +1,112 @@
+"""How much memory a generation takes: what the families' estimates have in common.
+
+An estimate counts tensors that are alive at the same time, as the code makes them. What a device's libraries
+take for themselves (its context, workspaces of convolutions, fragmentation) is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from nextscale.scales import Grid
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes a generation takes at its peak, by what they are for.
+
+    weights: of transformer and tokenizer, there all the time. cache: keys and values, of images and text.
+    activations: the peak inside of the transformer. decoder: the peak while pictures are decoded, when the
+    cache is gone.
+    """
+
+    weights: int
+    cache: int
+    activations: int
+    decoder: int
+
+    @property
+    def total(self) -> int:
+        """The peak of the whole generation."""
+        return self.weights + max(self.cache + self.activations, self.decoder)
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "cache": self.cache,
+            "activations": self.activations,
+            "decoder": self.decoder,
+        }
+        listed = ", ".join(f"{name} {_readable(value)}" for name, value in parts.items())
+        return f"{_readable(self.total)} at the peak ({listed})"
+
+
+def _readable(count: int) -> str:
+    value, units = float(count), ["bytes", "KiB", "MiB", "GiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.4g} {units[0]}"
+
+
+def weight_bytes(modules: Sequence[nn.Module], dtype: torch.dtype) -> int:
+    """Parameters and buffers of modules (meta tensors will do), floating-point ones stored as ``dtype``."""
+    tensors = [t for module in modules for t in module.state_dict().values()]
+    return sum(t.numel() * (dtype.itemsize if t.is_floating_point() else t.itemsize) for t in tensors)
+
+
+def decoder_peak(
+    widths: Sequence[int],
+    latent: Grid,
+    *,
+    batch: int,
+    num_res_blocks: int,
+    itemsize: int,
+    channels: int = 3,
+    strip: int | None = None,
+) -> int:
+    """Bytes of :class:`nextscale.nn.autoencoder.Decoder` at its fullest, without attention.
+
+    widths: channels of its levels, level 0 (the picture's size) first. latent: ``(height, width)``.
+    batch: pictures decoded at once. itemsize: bytes per number. strip: rows per strip, see
+    :func:`nextscale.nn.strips.decode_in_strips`; ``None`` for all at once.
+    """
+    last = len(widths) - 1
+    peak = 0
+    for i, width in enumerate(widths):
+        h, w = (side << (last - i) for side in latent)
+        entering = widths[min(i + 1, last)]
+        if strip is None:
+            peak = max(peak, h * w * itemsize * _level_channels(entering, width, num_res_blocks, i != 0))
+        else:
+            rise = 1 if i == last else 2  # the first block of a level joins the upsampling before it
+            rows = min(h, rise * ((strip << (last - i)) // rise + 4))
+            maps = max(entering // rise**2 + width, 2 * width if num_res_blocks else 0) * h
+            peak = max(peak, w * (maps * itemsize + rows * _strip_bytes(entering, width, itemsize)))
+    pixels = latent[0] * latent[1] << (2 * last)
+    # The picture as the decoder makes it, in float32, and clamped; while it is made, the last map is there.
+    finish = pixels * (widths[0] * (3 if strip is None else 1) * itemsize + channels * 4)
+    return batch * (max(peak, finish) + pixels * channels * 4)
+
+
+def _level_channels(entering: int, width: int, num_res_blocks: int, upsample: bool) -> int:
+    """Channels alive at a level's fullest: of its residual blocks, and of the upsampling behind them."""
+    # A block holds its input, a norm, its activation, and, in its second half, the first convolution. The
+    # level's input stays alive while its later blocks run.
+    first = max(3 * entering, 2 * entering + width, entering + 3 * width)
+    later = entering + 4 * width if num_res_blocks else 0
+    # An upsampling holds the level's input and output and two maps of four times their size.
+    rise = entering + width + 8 * width if upsample else 0
+    return max(first, later, rise)
+
+
+def _strip_bytes(entering: int, width: int, itemsize: int) -> int:
+    """Bytes per position of a strip at its fullest, in a residual block; norms are computed in float32."""
+    if itemsize == 4:
+        work = 4 * max(3 * entering, 2 * entering + width, entering + 3 * width)
+    else:
+        work = max((itemsize + 12) * entering, itemsize * entering + (itemsize + 12) * width)
+    return work + 2 * width * itemsize  # and the strips before it that are being joined

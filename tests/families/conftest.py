@@ -1,0 +1,51 @@
+"""What the tests of several families share: measuring the memory that a computation takes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside of it while they live; :attr:`peak` is their maximum.
+
+    Tensors that existed before count nothing, as long as they are only read.
+    """
+
+    def __init__(self, existing: Any = ()) -> None:
+        super().__init__()
+        self.current = self.peak = 0
+        self._known = {t.untyped_storage()._cdata for t in existing}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._track(tensor)
+        return out
+
+    def _track(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+        weakref.finalize(storage, self._forget, key, size)  # the Python object lives as long as the storage
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.current -= size
+
+
+@pytest.fixture(scope="session")
+def live_bytes() -> Callable[..., LiveBytes]:
+    """Makes a :class:`LiveBytes`; its argument are the tensors that exist already, such as the weights."""
+    return LiveBytes
