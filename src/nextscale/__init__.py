@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nextscale.families.hart.pipeline import HARTPipeline
+    from nextscale.families.infinity.pipeline import InfinityPipeline
     from nextscale.families.var.pipeline import VARPipeline
     from nextscale.guidance import ClassifierFreeGuidance, ScaledSpatialGuidance
     from nextscale.scales import ScaleSchedule
@@ -18,6 +20,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ClassifierFreeGuidance",
+    "HARTPipeline",
+    "InfinityPipeline",
     "ScaleSchedule",
     "ScaledSpatialGuidance",
     "VARPipeline",
@@ -26,6 +30,8 @@ __all__ = [
 
 _HOMES = {
     "ClassifierFreeGuidance": "nextscale.guidance",
+    "HARTPipeline": "nextscale.families.hart.pipeline",
+    "InfinityPipeline": "nextscale.families.infinity.pipeline",
     "ScaleSchedule": "nextscale.scales",
     "ScaledSpatialGuidance": "nextscale.guidance",
     "VARPipeline": "nextscale.families.var.pipeline",

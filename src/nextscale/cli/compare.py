@@ -11,14 +11,14 @@ import typer
 from nextscale import __version__
 from nextscale.cli import options, pictures, request
 from nextscale.cli.help import NAMES, Command
-from nextscale.cli.models import ModelChoice
+from nextscale.cli.models import ModelOptions
 from nextscale.cli.progress import drawing, working
 from nextscale.cli.request import DrawingOptions, Pictures, SSGOptions
-from nextscale.cli.setup import Setup, prepare
+from nextscale.cli.setup import CountOptions, FileOptions, Job, prepare
 from nextscale.cli.sheets import Block, comparison
+from nextscale.cli.subjects import SubjectOptions
 
 if TYPE_CHECKING:
-    from nextscale.families.var.pipeline import VARPipeline
     from nextscale.generation.request import GenerationOutput
     from nextscale.guidance.ssg import ScaledSpatialGuidance
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COMMAND = "compare"
 DEFAULT_NAME = "compare.png"
-SMALL, SMALL_COUNT, LARGE_COUNT = 64, 4, 2  # pictures per class for sides up to 64 pixels, and above
+SMALL, SMALL_COUNT, LARGE_COUNT = 64, 4, 2  # pictures per row for sides up to 64 pixels, and above
 
 EPILOG = """\
 nextscale compare --output demo.png
@@ -34,21 +34,17 @@ nextscale compare --ssg 0.3,0.6,1.2
 nextscale compare horse ship --count 6 --seed 100 --guidance-scale 3
 nextscale compare --ssg 0.6 --ssg-schedule bandwidth --norm forward
 nextscale compare volcano fountain --model FoundationVision/var --depth 16 --ssg 0.6
+nextscale compare --model my-infinity --prompt "a lighthouse at dawn" --prompt "a red panda" --count 3
 """
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command(cls=Command, epilog=EPILOG, context_settings=NAMES)
+@options.bundled
 def compare(
-    labels: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="LABELS",
-            help="Classes by name or number, a row each. Default: all classes, or a handful of many.",
-            show_default=False,
-        ),
-    ] = None,
+    *,
+    subjects: SubjectOptions,
     ssg: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,22 +56,9 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    ssg_schedule: options.SSGSchedule = None,
-    prior: options.Prior = None,
-    norm: options.Norm = None,
-    remember: options.Remember = None,
-    ssg_start: options.Start = None,
-    ssg_stop: options.Stop = None,
-    count: options.Count = None,
-    seed: options.Seed = None,
-    guidance_scale: options.GuidanceScale = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    temperature: options.Temperature = None,
-    sampler: options.Sampler = None,
-    more_smooth: options.MoreSmooth = None,
-    batch_size: options.BatchSize = None,
+    spatial: SSGOptions,
+    how_many: CountOptions,
+    shape: DrawingOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -87,52 +70,39 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    separate: options.Separate = None,
-    from_: options.From = None,
-    zoom: options.Zoom = None,
-    model: options.Model = None,
-    transformer: options.Transformer = None,
-    tokenizer: options.Tokenizer = None,
-    depth: options.Depth = None,
-    patch_nums: options.PatchNums = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    files: FileOptions,
+    model: ModelOptions,
 ) -> None:
-    """Make the same pictures without and with SSG, side by side.
+    """Make the same pictures without and with SSG, side by side: a row per class or prompt.
 
     Seeds start at 0 unless --seed says otherwise, and are the same in every block.
     """
-    options.require_positive({"--count": count, "--batch-size": batch_size, "--zoom": zoom})
-    choice = ModelChoice.given(model, transformer, tokenizer, depth, patch_nums)
-    setup = prepare(COMMAND, DEFAULT_NAME, output, separate, from_, choice, batch_size)
-    drawing_options = DrawingOptions(guidance_scale, top_k, top_p, min_p, temperature, sampler, more_smooth)
-    spatial_options = SSGOptions(ssg_schedule, prior, norm, remember, ssg_start, ssg_stop)
+    typed = subjects.typed()
+    setup = prepare(COMMAND, DEFAULT_NAME, output, files, model, how_many)
     with working(f"loading {setup.choice}"):
-        arguments = drawing_options.arguments(setup.stored)
-        arms = _arms(ssg, spatial_options, setup.stored)
-        pipe = setup.choice.load(device, dtype or setup.stored.get("dtype"))
-    arms = list(dict.fromkeys(request.with_model_default(pipe, arm) for arm in arms))
-    usual = SMALL_COUNT if max(pipe.image_size) <= SMALL else LARGE_COUNT
-    wanted = request.choose_pictures(
-        pipe, labels, count, seed, setup.stored, default_seed=0, default_count=usual
-    )
-    outs = _draw_arms(pipe, wanted, arguments, arms, setup.batch_size)
-    settings = setup.settings(outs[0])
+        given = shape.given()
+        arms = _arms(ssg, spatial, setup.stored)
+        job = setup.load(given, model.device, model.dtype)
+    arms = list(dict.fromkeys(request.with_model_default(job.pipe, arm) for arm in arms))
+    usual = SMALL_COUNT if max(job.pipe.image_size) <= SMALL else LARGE_COUNT
+    wanted = job.choose(typed, how_many, default_seed=0, default_count=usual)
+    outs = _draw_arms(job, wanted, arms)
+    settings = job.settings(outs[0])
     del settings["ssg"]
     settings["arms"] = [out.settings["ssg"] for out in outs]
     old = setup.stored_layout(len(wanted))
     settings["layout"] = {
-        "columns": count or (None if labels else old.get("columns")) or usual,
-        "zoom": zoom or old.get("zoom") or _auto_zoom(pipe.image_size),
+        "columns": how_many.count or (None if typed else old.get("columns")) or usual,
+        "zoom": files.zoom or old.get("zoom") or _auto_zoom(outs[0].images[0].size),
     }
-    for out in outs if separate is not None else []:
-        _save_singles(pipe, setup, out)
-    titles = _save_sheet(pipe, setup.target, outs, settings)
+    for out in outs if setup.separate is not None else []:
+        _save_singles(job, out)
+    titles = _save_sheet(job, outs, settings)
     pieces = f"{len(wanted)} pictures each, {request.seed_range(wanted.seeds)}"
     print(f"{setup.target}: {', '.join(titles)}; {pieces}")
     print(request.describe(settings, ssg=False))
-    if separate is not None:
-        print(f"{separate}: single files")
+    if setup.separate is not None:
+        print(f"{setup.separate}: single files")
 
 
 def _arms(strengths: Sequence[str] | None, spatial: SSGOptions, stored: Mapping[str, Any]) -> list[Arm]:
@@ -152,33 +122,30 @@ def _arm(text: str, spatial: SSGOptions, base: Mapping[str, Any] | None) -> Arm:
     return None if text in request.OFF else spatial.build(text, base)
 
 
-def _draw_arms(
-    pipe: VARPipeline, wanted: Pictures, arguments: Mapping[str, Any], arms: Sequence[Arm], batch_size: int
-) -> list[GenerationOutput]:
-    total = len(arms) * len(wanted) * pipe.schedule.num_tokens
+def _draw_arms(job: Job, wanted: Pictures, arms: Sequence[Arm]) -> list[GenerationOutput]:
+    job.prepare(wanted)
+    total = len(arms) * job.tokens(len(wanted))
     with drawing(f"drawing {len(arms)} x {len(wanted)} pictures", total) as advance:
-        return [request.draw(pipe, wanted, arguments, arm, batch_size, advance) for arm in arms]
+        return [job.draw(wanted, arm, advance) for arm in arms]
 
 
-def _save_singles(pipe: VARPipeline, setup: Setup, out: GenerationOutput) -> None:
-    settings = setup.settings(out)
+def _save_singles(job: Job, out: GenerationOutput) -> None:
+    settings = job.settings(out)
     for i, image in enumerate(out.images):
-        alone = pictures.single_settings(settings, i, setup.batch_size)
-        setup.save_single(pipe, image, i, alone, request.arm_name(out.settings["ssg"]))
+        alone = pictures.single_settings(settings, i, job.batch_size)
+        job.save_single(image, i, alone, request.arm_name(out.settings["ssg"]))
 
 
-def _save_sheet(
-    pipe: VARPipeline, target: Path, outs: Sequence[GenerationOutput], settings: Mapping[str, Any]
-) -> list[str]:
+def _save_sheet(job: Job, outs: Sequence[GenerationOutput], settings: Mapping[str, Any]) -> list[str]:
     """Write the picture; returns the titles of its blocks."""
-    layout, labels = settings["layout"], settings["labels"]
-    rows = [request.label_name(pipe, label) for label in labels[:: layout["columns"]]]
+    layout, shown = settings["layout"], settings[job.subjects.key]
+    rows = [job.subjects.whole(subject) for subject in shown[:: layout["columns"]]]
     blocks = [
         Block(request.arm_name(arm), request.ssg_details(arm), out.images)
         for arm, out in zip(settings["arms"], outs, strict=True)
     ]
     sheet, _ = comparison(blocks, rows, **layout, caption=_caption(settings))
-    pictures.save_png(sheet, target, settings)
+    pictures.save_png(sheet, job.setup.target, settings)
     return [block.title for block in blocks]
 
 

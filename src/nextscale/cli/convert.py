@@ -1,9 +1,9 @@
-"""``nextscale convert``: official VAR files, once, into a folder in the library's layout."""
+"""``nextscale convert``: official files of any family, once, into a folder in the library's layout."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ from nextscale.errors import InvalidArgumentError
 EPILOG = """\
 nextscale convert var_d16.pth var-d16 --tokenizer vae_ch160v4096z32.pth
 nextscale convert FoundationVision/var var-d16 --depth 16 --dtype bfloat16
+nextscale convert FoundationVision/Infinity infinity-2b --variant 2b --dtype bfloat16
 nextscale generate volcano --model var-d16
 """
 
@@ -38,7 +39,9 @@ def convert(
     ],
     tokenizer: options.Tokenizer = None,
     depth: options.Depth = None,
+    variant: options.Variant = None,
     patch_nums: options.PatchNums = None,
+    text_encoder: options.TextEncoder = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -49,27 +52,20 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Write official VAR checkpoints in this library's layout.
+    """Write official checkpoints of any family in this library's layout.
 
-    The result is a folder of safetensors and JSON that --model takes and that from_pretrained loads.
+    The result is a folder of safetensors and JSON that --model takes and that from_pretrained loads. Of
+    text encoders only the name is written.
     """
     if folder.is_file():
         raise InvalidArgumentError(f"{str(folder)!r} is a file; DST is a folder to write")
     if folder.is_dir() and any(folder.iterdir()):
         raise InvalidArgumentError(f"the folder {str(folder)!r} is not empty; name a new one")
     check_folder(folder.absolute().parent)
-    choice = ModelChoice(
-        source, tokenizer=str(tokenizer) if tokenizer else None, depth=depth, patch_nums=patch_nums
+    choice = ModelChoice.given(
+        source, None, tokenizer, depth, patch_nums, variant=variant, text_encoder=text_encoder
     )
     with working(f"converting {choice}"):
-        kind = _stored_dtype(dtype)
-        choice.load("cpu", "float32").save_pretrained(folder, dtype=kind)
+        choice.load("cpu", dtype or "float32").save_pretrained(folder)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {choice} in {dtype or 'float32'}, {size / 1e6:.1f} MB")
-
-
-def _stored_dtype(name: str | None) -> Any:
-    """The torch dtype. Raises InvalidArgumentError for an unknown one."""
-    from nextscale.nn.placement import place
-
-    return place("cpu", name or "float32").dtype

@@ -1,4 +1,4 @@
-"""``nextscale generate``: classes in, a picture file out."""
+"""``nextscale generate``: classes or prompts in, a picture file out."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import typer
 
 from nextscale.cli import options, pictures, request
 from nextscale.cli.help import NAMES, Command
-from nextscale.cli.models import ModelChoice
+from nextscale.cli.models import ModelOptions
 from nextscale.cli.progress import drawing, working
 from nextscale.cli.request import DrawingOptions, Pictures, SSGOptions
-from nextscale.cli.setup import Setup, prepare
+from nextscale.cli.setup import CountOptions, FileOptions, Job, prepare
+from nextscale.cli.subjects import SubjectOptions, Subjects
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from nextscale.families.var.pipeline import VARPipeline
     from nextscale.generation.request import GenerationOutput
     from nextscale.guidance.ssg import ScaledSpatialGuidance
 
@@ -32,21 +32,18 @@ nextscale generate cat -n 4 --guidance-scale 3 --output cats.png --separate cats
 nextscale generate --from cats.png --ssg off --output cats-without.png
 nextscale generate volcano "red panda" --model FoundationVision/var --depth 16
 nextscale generate 3 --transformer var_d16.pth --tokenizer vae_ch160v4096z32.pth
+nextscale generate --model FoundationVision/Infinity --variant 2b --prompt "a lighthouse at dawn"
+nextscale generate --model my-infinity --prompts prompts.txt --aspect-ratio 16:9 --ssg 0.6
 """
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 
 @app.command(cls=Command, epilog=EPILOG, context_settings=NAMES)
+@options.bundled
 def generate(
-    labels: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="LABELS",
-            help="Classes by name or number; none is no class. Default: all classes, or a few of many.",
-            show_default=False,
-        ),
-    ] = None,
+    *,
+    subjects: SubjectOptions,
     ssg: Annotated[
         str | None,
         typer.Option(
@@ -57,22 +54,9 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    ssg_schedule: options.SSGSchedule = None,
-    prior: options.Prior = None,
-    norm: options.Norm = None,
-    remember: options.Remember = None,
-    ssg_start: options.Start = None,
-    ssg_stop: options.Stop = None,
-    count: options.Count = None,
-    seed: options.Seed = None,
-    guidance_scale: options.GuidanceScale = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    temperature: options.Temperature = None,
-    sampler: options.Sampler = None,
-    more_smooth: options.MoreSmooth = None,
-    batch_size: options.BatchSize = None,
+    spatial: SSGOptions,
+    how_many: CountOptions,
+    shape: DrawingOptions,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -84,91 +68,72 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    separate: options.Separate = None,
-    from_: options.From = None,
     columns: Annotated[
         int | None,
         typer.Option(
             "--columns",
             metavar="N",
-            help="Columns of the grid. Default: a row per label, or a balanced grid.",
+            help="Columns of the grid. Default: a row per label or prompt, or a balanced grid.",
             rich_help_panel="Output",
             show_default=False,
         ),
     ] = None,
-    zoom: options.Zoom = None,
-    model: options.Model = None,
-    transformer: options.Transformer = None,
-    tokenizer: options.Tokenizer = None,
-    depth: options.Depth = None,
-    patch_nums: options.PatchNums = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    files: FileOptions,
+    model: ModelOptions,
 ) -> None:
-    """Make pictures of the given classes.
+    """Make pictures of the given classes, or of prompts.
 
     The file is a PNG that holds every setting and seed; --from makes it again.
     """
-    given = {"--count": count, "--batch-size": batch_size, "--columns": columns, "--zoom": zoom}
-    options.require_positive(given)
-    choice = ModelChoice.given(model, transformer, tokenizer, depth, patch_nums)
-    setup = prepare(COMMAND, DEFAULT_NAME, output, separate, from_, choice, batch_size)
-    drawing_options = DrawingOptions(guidance_scale, top_k, top_p, min_p, temperature, sampler, more_smooth)
-    spatial_options = SSGOptions(ssg_schedule, prior, norm, remember, ssg_start, ssg_stop)
+    options.require_positive({"--columns": columns})
+    typed = subjects.typed()
+    setup = prepare(COMMAND, DEFAULT_NAME, output, files, model, how_many)
     with working(f"loading {setup.choice}"):
-        arguments = drawing_options.arguments(setup.stored)
-        spatial = spatial_options.build(ssg, setup.stored.get("ssg"))
-        pipe = setup.choice.load(device, dtype or setup.stored.get("dtype"))
-    spatial = request.with_model_default(pipe, spatial)
-    if "batch" in setup.stored and not (labels or count or seed or batch_size):
-        settings, images = _draw_again(pipe, setup, arguments, spatial)
+        given = shape.given()
+        guidance = spatial.build(ssg, setup.stored.get("ssg"))
+        job = setup.load(given, model.device, model.dtype)
+    guidance = request.with_model_default(job.pipe, guidance)
+    if job.subjects.key in setup.stored.get("batch", {}) and not (typed or how_many.given()):
+        settings, images = _draw_again(job, guidance)
     else:
-        wanted = request.choose_pictures(pipe, labels, count, seed, setup.stored)
-        out = _draw(pipe, wanted, arguments, spatial, setup.batch_size, len(wanted))
-        settings, images = setup.settings(out), out.images
+        wanted = job.choose(typed, how_many)
+        out = _draw(job, wanted, guidance, len(wanted))
+        settings, images = job.settings(out), out.images
     old = setup.stored_layout(len(images))
     settings["layout"] = {
-        "columns": columns or old.get("columns") or pictures.auto_columns(len(images), count or 1),
-        "zoom": zoom or old.get("zoom") or pictures.auto_zoom(images[0].size),
+        "columns": columns or old.get("columns") or pictures.auto_columns(len(images), how_many.count or 1),
+        "zoom": files.zoom or old.get("zoom") or pictures.auto_zoom(images[0].size),
     }
     for i, image in enumerate(images):
-        alone = settings if "batch" in settings else pictures.single_settings(settings, i, setup.batch_size)
-        setup.save_single(pipe, image, i, alone)
+        alone = settings if "batch" in settings else pictures.single_settings(settings, i, job.batch_size)
+        job.save_single(image, i, alone)
     pictures.save_png(pictures.grid(images, **settings["layout"]), setup.target, settings)
-    _print_outcome(pipe, settings, setup.target, separate)
+    _print_outcome(job.subjects, settings, setup.target)
+    if setup.separate is not None:
+        print(f"{setup.separate}: single files")
 
 
 def _draw(
-    pipe: VARPipeline,
-    wanted: Pictures,
-    arguments: Mapping[str, Any],
-    spatial: ScaledSpatialGuidance | None,
-    batch_size: int,
-    shown: int,
+    job: Job, wanted: Pictures, ssg: ScaledSpatialGuidance | None, shown: int, **changes: Any
 ) -> GenerationOutput:
+    job.prepare(wanted)
     pieces = "1 picture" if shown == 1 else f"{shown} pictures"
-    with drawing(f"drawing {pieces}", len(wanted) * pipe.schedule.num_tokens) as advance:
-        return request.draw(pipe, wanted, arguments, spatial, batch_size, advance)
+    with drawing(f"drawing {pieces}", job.tokens(len(wanted))) as advance:
+        return job.draw(wanted, ssg, advance, **changes)
 
 
-def _draw_again(
-    pipe: VARPipeline, setup: Setup, arguments: Mapping[str, Any], spatial: ScaledSpatialGuidance | None
-) -> tuple[dict[str, Any], list[Image]]:
+def _draw_again(job: Job, ssg: ScaledSpatialGuidance | None) -> tuple[dict[str, Any], list[Image]]:
     """A single file: its whole batch is drawn, so that every bit agrees, and one picture of it kept."""
-    batch = setup.stored["batch"]
-    wanted, index = Pictures(batch["labels"], batch["seeds"]), batch["index"]
-    out = _draw(pipe, wanted, arguments, spatial, len(wanted), 1)
-    return pictures.single_settings(setup.settings(out), index, len(wanted)), [out.images[index]]
+    batch = job.setup.stored["batch"]
+    wanted, index = Pictures(batch[job.subjects.key], batch["seeds"]), batch["index"]
+    out = _draw(job, wanted, ssg, 1, batch_size=len(wanted))
+    return pictures.single_settings(job.settings(out), index, len(wanted)), [out.images[index]]
 
 
-def _print_outcome(
-    pipe: VARPipeline, settings: Mapping[str, Any], target: Path, separate: Path | None
-) -> None:
-    labels, seeds = settings["labels"], settings["seeds"]
-    names = list(dict.fromkeys(request.label_name(pipe, n) for n in labels))
-    shown = ", ".join(names[:4]) + (f", … ({len(names)} classes)" if len(names) > 4 else "")
-    pieces = "1 picture" if len(labels) == 1 else f"{len(labels)} pictures"
-    print(f"{target}: {pieces} of {shown}; {request.seed_range(seeds)}")
+def _print_outcome(subjects: Subjects, settings: Mapping[str, Any], target: Path) -> None:
+    shown, seeds = settings[subjects.key], settings["seeds"]
+    names = list(dict.fromkeys(subjects.quoted(subject) for subject in shown))
+    listed = ", ".join(names[:4]) + (f", … ({len(names)} {subjects.nouns[1]})" if len(names) > 4 else "")
+    pieces = "1 picture" if len(shown) == 1 else f"{len(shown)} pictures"
+    print(f"{target}: {pieces} of {listed}; {request.seed_range(seeds)}")
     print(request.describe(settings))
-    if separate is not None:
-        print(f"{separate}: single files")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +15,14 @@ import typer
 from nextscale import __version__
 from nextscale.cli import options
 from nextscale.cli.help import NAMES, Command
-from nextscale.cli.models import ModelChoice
+from nextscale.cli.models import ModelOptions
 from nextscale.cli.pictures import read_settings
 from nextscale.cli.progress import working
+from nextscale.cli.request import short
+from nextscale.cli.subjects import subjects_of
+from nextscale.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from nextscale.families.var.pipeline import VARPipeline
     from nextscale.scales import ScaleSchedule
 
 EPILOG = """\
@@ -28,6 +31,7 @@ nextscale info cifar10
 nextscale info runs/model --json
 nextscale info nextscale.png
 nextscale info FoundationVision/var --depth 16
+nextscale info FoundationVision/Infinity --variant 2b --dtype bfloat16
 """
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -36,8 +40,10 @@ Facts = dict[str, Any]
 
 
 @app.command(cls=Command, epilog=EPILOG, context_settings=NAMES)
+@options.bundled
 def info(
-    model: Annotated[
+    *,
+    name: Annotated[
         str | None,
         typer.Argument(
             metavar="MODEL",
@@ -46,12 +52,7 @@ def info(
             show_default=False,
         ),
     ] = None,
-    transformer: options.Transformer = None,
-    tokenizer: options.Tokenizer = None,
-    depth: options.Depth = None,
-    patch_nums: options.PatchNums = None,
-    device: options.Device = None,
-    dtype: options.Dtype = None,
+    which: ModelOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
     """Describe a model, a picture, or this installation.
@@ -59,15 +60,17 @@ def info(
     Also says which device and dtype "auto" stands for here, and why. Of a picture that nextscale wrote it
     prints the settings, as JSON.
     """
-    if model is not None and model.lower().endswith(".png"):
-        print(json.dumps(read_settings(Path(model)), indent=2))
+    if name is not None and name.lower().endswith(".png"):
+        print(json.dumps(read_settings(Path(name)), indent=2))
         return
-    choice = ModelChoice.given(model, transformer, tokenizer, depth, patch_nums)
+    if name is not None and which.model is not None:
+        raise InvalidArgumentError(f"{name} and --model {which.model} both name a model; give one of them")
+    choice = replace(which, model=name or which.model).choice()
     facts: Facts = {}
     with working(f"loading {choice}" if choice else "looking around"):
-        machine = _machine(device, dtype)
+        machine = _machine(which.device, which.dtype)
         if choice:
-            facts = {"model": _model(choice.load(device, dtype))}
+            facts = {"model": _model(choice.load(which.device, which.dtype))}
     facts |= {"installation": machine}
     if as_json:
         print(json.dumps(facts, indent=2))
@@ -102,44 +105,46 @@ def _machine(device: str | None, dtype: str | None) -> Facts:
     }
 
 
-def _model(pipe: VARPipeline) -> Facts:
-    config, tokenizer = pipe.transformer.config, pipe.tokenizer.config
+def _model(pipe: Any) -> Facts:
+    from nextscale.families import family_of
+
+    tokenizer = pipe.tokenizer.config
     return {
         "name": pipe.name,
-        "family": "var",
+        "family": family_of(pipe),
         "parameters": {
             "transformer": sum(p.numel() for p in pipe.transformer.parameters()),
             "tokenizer": sum(p.numel() for p in pipe.tokenizer.parameters()),
         },
         "image_size": list(pipe.image_size),
+        "pictures": subjects_of(pipe).summary(),
         "schedule": [list(g) for g in pipe.schedule.grids],
         "tokens": pipe.schedule.num_tokens,
-        "transformer": config.to_dict(),
-        "tokenizer": tokenizer.to_dict(),
+        "transformer": pipe.transformer.config.to_dict(),
+        "tokenizer": {**tokenizer.to_dict(), "reduction": tokenizer.reduction},
         "defaults": pipe.defaults,
-        "class_names": list(pipe.class_names),
-        "num_classes": config.num_classes,
+        **subjects_of(pipe).facts(),
+        **_memory(pipe),
     }
 
 
+def _memory(pipe: Any) -> Facts:
+    """Bytes that one picture takes, of pipelines that know."""
+    estimate = getattr(pipe, "memory_estimate", None)
+    if estimate is None:
+        return {}
+    return {"memory": {"bytes": estimate(1).total, "dtype": str(pipe.dtype).removeprefix("torch.")}}
+
+
 def _print_model(facts: Mapping[str, Any]) -> None:
-    parts, t, v = facts["parameters"], facts["transformer"], facts["tokenizer"]
+    parts = facts["parameters"]
+    sizes = {"transformer": _TRANSFORMER, "tokenizer": _TOKENIZER}
     height, width = facts["image_size"]
-    flags = [name for name in ("attn_l2_norm", "shared_aln") if t[name]]
     _print_rows(
         [
             ("model", f"{facts['name']} ({facts['family']})"),
-            ("pictures", f"{width} x {height} pixels, {facts['num_classes']} classes"),
-            (
-                "transformer",
-                f"{_count(parts['transformer'])} parameters: depth {t['depth']}, width {t['embed_dim']}, "
-                f"{t['num_heads']} heads{''.join(f', {f}' for f in flags)}",
-            ),
-            (
-                "tokenizer",
-                f"{_count(parts['tokenizer'])} parameters: {v['vocab_size']} codes of "
-                f"{v['z_channels']} channels, {2 ** (len(v['ch_mult']) - 1)} pixels a cell",
-            ),
+            ("pictures", f"{width} x {height} pixels, {facts['pictures']}"),
+            *((n, f"{_count(parts[n])} parameters: {_sizes(facts[n], said)}") for n, said in sizes.items()),
             ("schedule", f"{len(facts['schedule'])} steps, {facts['tokens']} tokens"),
         ]
     )
@@ -148,7 +153,37 @@ def _print_model(facts: Mapping[str, Any]) -> None:
     for line in draw_schedule(ScaleSchedule(tuple((h, w) for h, w in facts["schedule"]))):
         print(f"{'':14}{line}")
     defaults = ", ".join(f"{k} {_default(value)}" for k, value in facts["defaults"].items())
-    _print_rows([("defaults", defaults), ("classes", shorten(facts["class_names"], 10) or "numbers only")])
+    rows = [("defaults", defaults)]
+    if "class_names" in facts:
+        rows.append(("classes", shorten(facts["class_names"], 10) or "numbers only"))
+    if "text_encoder" in facts:
+        rows.append(("text encoder", facts["text_encoder"] or "none; name one with --text-encoder"))
+    if "memory" in facts:
+        memory = facts["memory"]
+        rows.append(("memory", f"needs about {memory['bytes'] / 1e9:.2g} GB at batch 1 in {memory['dtype']}"))
+    _print_rows(rows)
+
+
+# How sizes are said, by their names in the configurations of all families.
+_TRANSFORMER = {
+    "depth": "depth {}",
+    "embed_dim": "width {}",
+    "num_heads": "{} heads",
+    "text_dim": "text of {} channels",
+    "context_dim": "text of {} channels",
+}
+_TOKENIZER = {
+    "vocab_size": "{} codes",
+    "z_channels": "{} channels",
+    "bits": "{} bits",
+    "reduction": "{} pixels a cell",
+}
+
+
+def _sizes(config: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The sizes of these names, and what is switched on."""
+    said = [text.format(config[name]) for name, text in names.items() if name in config]
+    return ", ".join(said + [name for name, value in config.items() if value is True])
 
 
 def _print_machine(facts: Mapping[str, Any]) -> None:
@@ -205,7 +240,9 @@ def shorten(names: Sequence[str], limit: int) -> str:
 
 
 def _default(value: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return short(value) if isinstance(value, list) else str(value)
 
 
 def _count(number: int) -> str:

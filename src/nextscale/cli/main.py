@@ -19,11 +19,12 @@ from typer.main import get_command
 
 from nextscale import __version__
 from nextscale.cli.help import NAMES, Group
+from nextscale.cli.progress import warnings_as_notes
 from nextscale.errors import NextscaleError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
-COMMANDS = ("generate", "compare", "info", "convert", "train")
+COMMANDS = ("generate", "compare", "evaluate", "info", "convert", "train")
 """In the order of the help text; each is the module of that name beside this one, with an ``app``."""
 
 # Recent versions of typer carry their own click; this is the base of usage errors with and without.
@@ -95,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        code = get_command(app).main(arguments, prog_name="nextscale", standalone_mode=False)
+        with warnings_as_notes():
+            code = get_command(app).main(arguments, prog_name="nextscale", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except BrokenPipeError:

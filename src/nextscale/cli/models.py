@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nextscale.cli.options import read_whole_numbers
+from nextscale.cli import options
+from nextscale.cli.options import DEPTHS, VARIANTS, flag, read_whole_numbers
 from nextscale.errors import InvalidArgumentError
 
-if TYPE_CHECKING:
-    from nextscale.families.var.pipeline import VARPipeline
-
 DEFAULT_MODEL = "cifar10"
-OFFICIAL_REPO = "foundationvision/var"
-DEPTHS = "16, 20, 24, 30 or 36"
+_OFFICIAL = ("tokenizer", "depth", "variant", "patch_nums")  # options about official files alone
+# Options by the keywords that the pipelines' from_official and from_pretrained have for them.
+_FIELDS = {
+    "tokenizer": "tokenizer",
+    "depth": "depth",
+    "model": "variant",
+    "patch_nums": "patch_nums",
+    "text_encoder": "text_encoder",
+    "system_prompt": "system_prompt",
+}
+_ONE_OF = {"depth": DEPTHS, "model": VARIANTS}  # what tells the models of one hub repository apart
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The options that name a model, and where it runs."""
+
+    model: options.Model = None
+    transformer: options.Transformer = None
+    tokenizer: options.Tokenizer = None
+    depth: options.Depth = None
+    variant: options.Variant = None
+    patch_nums: options.PatchNums = None
+    text_encoder: options.TextEncoder = None
+    system_prompt: options.SystemPrompt = None
+    device: options.Device = None
+    dtype: options.Dtype = None
+
+    def choice(self) -> ModelChoice:
+        """Raises InvalidArgumentError where the options contradict each other."""
+        given = {k: v for k, v in vars(self).items() if k not in ("device", "dtype")}
+        return ModelChoice.given(**given)
 
 
 @dataclass(frozen=True)
@@ -23,8 +51,9 @@ class ModelChoice:
     """What names a model: one in the library's layout, or official files.
 
     model: an embedded name, a folder, a hub id, or an official transformer file.
-    transformer, tokenizer: official files. depth: which official transformer of a folder or hub id.
+    transformer, tokenizer: official files. depth, variant: which official model of a folder or hub id.
     patch_nums: sides of the scales as text, where official tensors cannot tell.
+    text_encoder: a folder or hub id instead of the usual one. system_prompt: a file with HART's.
     """
 
     model: str | None = None
@@ -32,6 +61,9 @@ class ModelChoice:
     tokenizer: str | None = None
     depth: int | None = None
     patch_nums: str | None = None
+    variant: str | None = None
+    text_encoder: str | None = None
+    system_prompt: str | None = None
 
     @classmethod
     def given(
@@ -41,13 +73,20 @@ class ModelChoice:
         tokenizer: Path | None = None,
         depth: int | None = None,
         patch_nums: str | None = None,
+        *,
+        variant: str | None = None,
+        text_encoder: str | None = None,
+        system_prompt: Path | None = None,
     ) -> ModelChoice:
         """From the options; raises InvalidArgumentError where they contradict each other."""
         if model is not None and transformer is not None:
             raise InvalidArgumentError(
                 f"--model {model} and --transformer {transformer} both name a model; give one of them"
             )
-        return cls(model, _text(transformer), _text(tokenizer), depth, patch_nums)
+        if system_prompt is not None and not system_prompt.is_file():
+            raise InvalidArgumentError(f"--system-prompt: no such file: {str(system_prompt)!r}")
+        files = (_text(transformer), _text(tokenizer))
+        return cls(model, *files, depth, patch_nums, variant, text_encoder, _text(system_prompt))
 
     @classmethod
     def stored(cls, source: Mapping[str, Any]) -> ModelChoice:
@@ -57,6 +96,12 @@ class ModelChoice:
         except TypeError:
             raise InvalidArgumentError(f"the picture names its model in an unknown way: {source!r}") from None
 
+    def over(self, stored: ModelChoice) -> ModelChoice:
+        """This choice; what it leaves open is as stored, unless it names another model."""
+        if self.model or self.transformer:
+            return self
+        return replace(stored, **{k: v for k, v in asdict(self).items() if v is not None})
+
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in asdict(self._or_default()).items() if v is not None}
 
@@ -65,42 +110,80 @@ class ModelChoice:
         return self != ModelChoice()
 
     def __str__(self) -> str:
-        name = self.transformer or self.model or DEFAULT_MODEL
-        return f"{name} d{self.depth}" if self.depth else name
+        if self.depth:
+            return f"{self.source} d{self.depth}"
+        return f"{self.source} {self.variant}" if self.variant else self.source
 
     def _or_default(self) -> ModelChoice:
         return self if self.model or self.transformer else replace(self, model=DEFAULT_MODEL)
 
     @property
+    def source(self) -> str:
+        """The model, or the file of its transformer."""
+        return self.transformer or self.model or DEFAULT_MODEL
+
+    @property
     def is_official(self) -> bool:
         """Whether this names official files rather than the library's layout."""
-        if self.transformer or self.tokenizer or self.depth or self.patch_nums:
-            return True
-        path = Path(self.model or DEFAULT_MODEL)
-        if path.is_dir() and not (path / "config.json").exists():
-            return any(path.glob("var_d*.pth"))
-        return path.is_file()
+        from nextscale.families import is_official
 
-    def load(self, device: str | None = None, dtype: str | None = None) -> VARPipeline:
+        about_files = any(getattr(self, name) is not None for name in ("transformer", *_OFFICIAL))
+        return about_files or is_official(self.source)
+
+    def load(self, device: str | None = None, dtype: str | None = None) -> Any:
         """The pipeline. Raises ModelNotFoundError or CheckpointError, naming what is wrong."""
-        from nextscale.families.var.pipeline import VARPipeline
+        from nextscale import families
 
-        choice = self._or_default()
-        where: dict[str, Any] = {"device": device or "auto", "dtype": dtype or "auto"}
-        source = choice.transformer or choice.model or DEFAULT_MODEL
-        if not choice.is_official:
-            if source.lower() == OFFICIAL_REPO:
-                raise InvalidArgumentError(f"{source} holds several models; say which with --depth {DEPTHS}")
-            return VARPipeline.from_pretrained(source, **where)
-        if source == DEFAULT_MODEL and not Path(source).exists():
+        where = {"device": device or "auto", "dtype": dtype or "auto"}
+        wanted = self._wanted()
+        if self.is_official:
+            self._require_files()
+            family = families.official_family(self.source, wanted)
+            known = families.official_options(family)
+            self._refuse_others(family, wanted, known)
+            self._require_one_of(wanted, known)
+            return families.pipeline_class(family).from_official(self.source, **wanted, **where)
+        if wanted:
+            family = families.pretrained_family(self.source)
+            self._refuse_others(family, wanted, families.pretrained_options(family))
+        return families.load_pretrained(self.source, **wanted, **where)
+
+    def _wanted(self) -> dict[str, Any]:
+        """Keywords for ``from_official`` or ``from_pretrained``: what was given."""
+        wanted = {word: getattr(self, field) for word, field in _FIELDS.items()}
+        if self.patch_nums is not None:
+            wanted["patch_nums"] = read_whole_numbers(self.patch_nums, "--patch-nums")
+        if self.system_prompt is not None:
+            wanted["system_prompt"] = Path(self.system_prompt)
+        return {word: value for word, value in wanted.items() if value is not None}
+
+    def _require_files(self) -> None:
+        """Models in the library's layout have none; neither has the embedded one, which no name means."""
+        from nextscale.families import is_layout
+
+        path = Path(self.source)
+        if is_layout(path) or (self.source == DEFAULT_MODEL and not path.exists()):
+            given = next(flag(name) for name in _OFFICIAL if getattr(self, name) is not None)
             raise InvalidArgumentError(
-                f"--tokenizer, --depth and --patch-nums describe official files, and {source} has none; "
-                f"add --transformer FILE or --model FoundationVision/var"
+                f"{given} is about official files, and {self.source} has none; "
+                f"add --transformer FILE or --model FoundationVision/var, say"
             )
-        sides = read_whole_numbers(choice.patch_nums, "--patch-nums") if choice.patch_nums else None
-        return VARPipeline.from_official(
-            source, choice.tokenizer, depth=choice.depth, patch_nums=sides, **where
-        )
+
+    def _refuse_others(self, family: str, wanted: Iterable[str], known: Iterable[str]) -> None:
+        for word in wanted:
+            if word not in known:
+                raise InvalidArgumentError(
+                    f"{flag(_FIELDS[word])}: {self.source} is a model of the family {family}, "
+                    f"which has no such option"
+                )
+
+    def _require_one_of(self, wanted: Iterable[str], known: Iterable[str]) -> None:
+        """A hub repository with several models; of a folder the family itself says so."""
+        for word, values in _ONE_OF.items():
+            if word in known and word not in wanted and not Path(self.source).exists():
+                raise InvalidArgumentError(
+                    f"{self.source} holds several models; say which with {flag(_FIELDS[word])} {values}"
+                )
 
 
 def _text(path: Path | None) -> str | None:

@@ -1,16 +1,51 @@
-"""The options that `generate` and `compare` share, and the reading of their values."""
+"""The options that commands share, several of them as one parameter, and the reading of their values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from nextscale.errors import InvalidArgumentError
 
 _MODEL, _SSG, _DRAW, _OUT = "Model", "Scaled Spatial Guidance", "Drawing", "Output"
+_TEXT = "Text to image"
+
+
+def bundled(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take several options as one dataclass: typer sees its fields as options of their own.
+
+    The help lists them where the dataclass stands among the parameters. Every field needs a default.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    bundles: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in bundles:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        kinds = get_type_hints(bundles[name], include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=kinds[f.name]
+            )
+            for f in fields(bundles[name])
+        ]
+
+    def call(**values: Any) -> None:
+        made = {
+            name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in bundles.items()
+        }
+        command(**values, **made)
+
+    call.__name__, call.__doc__, call.__module__ = command.__name__, command.__doc__, command.__module__
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
 
 
 def _option(panel: str, *names: str, help: str, metavar: str | None = None) -> typer.models.OptionInfo:
@@ -27,13 +62,18 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME_OR_PATH",
-        help="An embedded name, a model folder, or a hub id; also a folder or hub id of official VAR files. "
+        help="An embedded name, a model folder, or a hub id; also a folder or hub id of official files. "
         "Default: cifar10.",
     ),
 ]
 Transformer = Annotated[
     Path | None,
-    _option(_MODEL, "--transformer", metavar="FILE", help="An official transformer file, var_d*.pth."),
+    _option(
+        _MODEL,
+        "--transformer",
+        metavar="FILE",
+        help="An official transformer, of any family: var_d16.pth, infinity_2b_reg.pth, …",
+    ),
 ]
 Tokenizer = Annotated[
     Path | None,
@@ -41,12 +81,36 @@ Tokenizer = Annotated[
         _MODEL,
         "--tokenizer",
         metavar="FILE",
-        help="The official tokenizer file, vae_ch160v4096z32.pth; looked for beside the transformer.",
+        help="The official tokenizer that belongs to it; looked for beside the transformer.",
     ),
 ]
+DEPTHS = "16, 20, 24, 30 or 36"
+VARIANTS = "125m, 2b, 8b or 8b-512"
 Depth = Annotated[
     int | None,
-    _option(_MODEL, "--depth", metavar="N", help="Which official transformer: 16, 20, 24, 30 or 36."),
+    _option(_MODEL, "--depth", metavar="N", help=f"Which official VAR: {DEPTHS}."),
+]
+Variant = Annotated[
+    str | None,
+    _option(_MODEL, "--variant", metavar="NAME", help=f"Which official Infinity: {VARIANTS}."),
+]
+TextEncoder = Annotated[
+    str | None,
+    _option(
+        _MODEL,
+        "--text-encoder",
+        metavar="NAME_OR_PATH",
+        help="What encodes prompts: a folder or hub id. Default: the one the model was made with.",
+    ),
+]
+SystemPrompt = Annotated[
+    Path | None,
+    _option(
+        _MODEL,
+        "--system-prompt",
+        metavar="FILE",
+        help="The text that HART's official code puts before every prompt.",
+    ),
 ]
 PatchNums = Annotated[
     str | None,
@@ -111,7 +175,9 @@ Seed = Annotated[
         help="7 gives the pictures the seeds 7, 8, 9, …; 7,3,5 gives each its own.",
     ),
 ]
-Count = Annotated[int | None, _option(_DRAW, "--count", "-n", metavar="N", help="Pictures per label.")]
+Count = Annotated[
+    int | None, _option(_DRAW, "--count", "-n", metavar="N", help="Pictures per label or prompt.")
+]
 GuidanceScale = Annotated[
     str | None,
     _option(
@@ -119,7 +185,8 @@ GuidanceScale = Annotated[
         "--guidance-scale",
         "-g",
         metavar="T",
-        help="Strength of classifier-free guidance at the last step, or one number per step; 0 is off.",
+        help="Strength of classifier-free guidance, or one number per step. Off is 0 for VAR and HART, where "
+        "it is the strength at the last step, and 1 for Infinity.",
     ),
 ]
 TopK = Annotated[
@@ -158,6 +225,58 @@ BatchSize = Annotated[
     int | None, _option(_DRAW, "--batch-size", "-b", metavar="N", help="Pictures made at once. Default: 16.")
 ]
 
+Prompt = Annotated[
+    list[str] | None,
+    _option(_TEXT, "--prompt", "-p", metavar="TEXT", help="What to draw; may be repeated."),
+]
+PromptFile = Annotated[
+    Path | None,
+    _option(_TEXT, "--prompts", metavar="FILE", help="A text file with a prompt on every line."),
+]
+NegativePrompt = Annotated[
+    str | None,
+    _option(_TEXT, "--negative-prompt", metavar="TEXT", help="What to keep away from."),
+]
+AspectRatio = Annotated[
+    str | None,
+    _option(
+        _TEXT,
+        "--aspect-ratio",
+        metavar="W:H",
+        help="Shape of the pictures, as 16:9; the nearest that the model knows.",
+    ),
+]
+Pixels = Annotated[
+    str | None,
+    _option(_TEXT, "--pixels", metavar="SIZE", help="Size of the pictures: 0.06M, 0.25M, 0.60M or 1M."),
+]
+Height = Annotated[
+    int | None,
+    _option(_TEXT, "--height", metavar="N", help="In pixels, with --width, instead of shape and size."),
+]
+Width = Annotated[int | None, _option(_TEXT, "--width", metavar="N", help="In pixels, with --height.")]
+GuidanceLayer = Annotated[
+    int | None,
+    _option(
+        _TEXT,
+        "--guidance-layer",
+        metavar="N",
+        help="Where classifier-free guidance acts: 0 on the logits, -3 after the third last layer.",
+    ),
+]
+Residual = Annotated[
+    bool | None,
+    _option(
+        _TEXT, "--residual/--no-residual", help="Whether HART draws the continuous rest of the finest scale."
+    ),
+]
+MaskIterations = Annotated[
+    int | None,
+    _option(
+        _TEXT, "--mask-iterations", metavar="N", help="In how many parts HART predicts the finest scale."
+    ),
+]
+
 Separate = Annotated[
     Path | None,
     _option(
@@ -177,6 +296,11 @@ Zoom = Annotated[
     int | None,
     _option(_OUT, "--zoom", metavar="N", help="Enlarge pixels to N x N. Default: more for smaller pictures."),
 ]
+
+
+def flag(name: str) -> str:
+    """The option of a parameter."""
+    return "--" + name.replace("_", "-")
 
 
 def read_numbers(text: str, option: str) -> float | list[float]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nextscale.cli.subjects import are_subjects, stored_key
 from nextscale.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -102,7 +103,6 @@ def read_settings(path: Path) -> dict[str, Any]:
 _NEEDED = {
     "command": str,
     "source": dict,
-    "labels": list,
     "seeds": list,
     "layout": dict,
     "guidance_scale": dict,
@@ -129,14 +129,30 @@ def _first_wrong(settings: object) -> str:
     if not isinstance(settings.get("batch_size", 1), int):
         return f"batch_size is {settings['batch_size']!r}"
     batch = settings.get("batch", settings)
-    for where in (settings, batch):
-        for name in ("labels", "seeds"):
-            numbers = where.get(name) if isinstance(where, dict) else None
-            if not numbers or not all(isinstance(n, int) for n in numbers):
-                return f"{name} is {numbers!r}"
-    if batch is not settings and batch.get("index") not in range(len(batch["labels"])):
-        return f"index is {batch.get('index')!r}"
+    return _wrong_pictures(settings) or (_wrong_batch(settings, batch) if batch is not settings else "")
+
+
+def _wrong_pictures(settings: Mapping[str, Any], key: str = "") -> str:
+    """What a picture shows, under the name of the key or any, and a seed for each."""
+    key = key or stored_key(settings)
+    if not key:
+        return "what it shows is missing"
+    shown, seeds = settings.get(key), settings.get("seeds")
+    if not are_subjects(key, shown):
+        return f"{key} is {shown!r}"
+    if not seeds or not isinstance(seeds, list) or not all(type(n) is int for n in seeds):
+        return f"seeds is {seeds!r}"
     return ""
+
+
+def _wrong_batch(settings: Mapping[str, Any], batch: object) -> str:
+    if not isinstance(batch, dict):
+        return f"batch is {batch!r}"
+    key = stored_key(settings)
+    wrong = _wrong_pictures(batch, key)
+    if not wrong and batch.get("index") not in range(len(batch[key])):
+        return f"index is {batch.get('index')!r}"
+    return wrong
 
 
 def auto_zoom(size: tuple[int, int]) -> int:
@@ -183,21 +199,18 @@ def single_settings(settings: Mapping[str, Any], index: int, batch_size: int) ->
     the matrices, and the multinomial sampler draws for the batch as a whole.
     """
     start = index - index % batch_size
-    batch = slice(start, start + batch_size)
+    each = (stored_key(settings), "seeds")
+    batch = {name: settings[name][start : start + batch_size] for name in each}
     return {
         **settings,
-        "labels": [settings["labels"][index]],
-        "seeds": [settings["seeds"][index]],
+        **{name: [settings[name][index]] for name in each},
         "layout": {"columns": 1, "zoom": 1},
-        "batch": {
-            "labels": settings["labels"][batch],
-            "seeds": settings["seeds"][batch],
-            "index": index - start,
-        },
+        "batch": {**batch, "index": index - start},
     }
 
 
-def file_name(index: int, label: str, seed: int, suffix: str = "") -> str:
-    """``0003-cat-seed3.png``, in plain ASCII whatever the class is called."""
-    words = [f"{index:04d}", label, f"seed{seed}", suffix]
-    return "-".join(re.sub(r"[^a-z0-9.]+", "-", w.lower()).strip("-") for w in words if w) + ".png"
+def file_name(index: int, subject: str, seed: int, suffix: str = "") -> str:
+    """``0003-cat-seed3.png``, in plain ASCII whatever is shown."""
+    words = [f"{index:04d}", subject, f"seed{seed}", suffix]
+    plain = [re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words]
+    return "-".join(word for word in plain if word) + ".png"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from nextscale.errors import NextscaleWarning
 
 LINE_SECONDS = 10.0
 Advance = Callable[[int], None]
@@ -23,9 +27,30 @@ def note(text: str) -> None:
 
 
 @contextlib.contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Print the library's warnings as plain lines, each once, without the place in the code they point at."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, NextscaleWarning):
+                usual(message, category, *place, **more)
+            elif str(message) not in said:
+                said.add(str(message))
+                note(f"note: {message}")
+
+        warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
 def working(text: str) -> Iterator[None]:
     """A spinner while something without measurable progress goes on; nothing when piped."""
+    # What is loaded meanwhile reads these when it is imported; their users can set them otherwise.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not on_terminal():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         yield
         return
     from rich.console import Console

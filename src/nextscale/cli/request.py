@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, cast
 
-from nextscale.cli.options import read_numbers, read_whole_numbers
+from nextscale.cli import options
+from nextscale.cli.options import flag, read_numbers, read_whole_numbers
+from nextscale.cli.subjects import Subjects, Typed, shorten
 from nextscale.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from nextscale.families.var.pipeline import VARPipeline
     from nextscale.generation.loop import StepInfo
     from nextscale.generation.request import GenerationOutput
     from nextscale.guidance.ssg import ScaledSpatialGuidance
+    from nextscale.scales import ScaleSchedule
 
-# Classes of ImageNet that look different from each other, for a first picture without labels.
-IMAGENET_SAMPLE = (22, 207, 387, 437, 562, 933, 970, 980)
-DEFAULT_BATCH = 16
 OFF, DEFAULT = ("off", "none"), "default"
-
-_PLAIN = ("top_k", "top_p", "min_p", "temperature", "sampler", "more_smooth")
 
 
 @dataclass(frozen=True)
 class SSGOptions:
     """The options about Scaled Spatial Guidance besides its strength; ``None`` is not given."""
 
-    schedule: str | None = None
-    prior: str | None = None
-    norm: str | None = None
-    remember: str | None = None
-    start: int | None = None
-    stop: int | None = None
+    ssg_schedule: options.SSGSchedule = None
+    prior: options.Prior = None
+    norm: options.Norm = None
+    remember: options.Remember = None
+    ssg_start: options.Start = None
+    ssg_stop: options.Stop = None
 
     def given(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if v is not None}
+        """By the names that :class:`~nextscale.guidance.ssg.ScaledSpatialGuidance` has for them."""
+        return {k.removeprefix("ssg_"): v for k, v in vars(self).items() if v is not None}
 
     def build(
         self, strength: str | None, stored: Mapping[str, Any] | None = None
@@ -68,45 +68,92 @@ def _flag(name: str) -> str:
 
 @dataclass(frozen=True)
 class DrawingOptions:
-    """The options about classifier-free guidance and the drawing of tokens; ``None`` is not given."""
+    """The options that shape pictures besides SSG; ``None`` is not given.
 
-    guidance_scale: str | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    temperature: str | None = None
-    sampler: str | None = None
-    more_smooth: bool | None = None
+    The fields are named as the arguments of the pipelines' calls.
+    """
 
-    def arguments(self, stored: Mapping[str, Any]) -> dict[str, Any]:
-        """Keyword arguments for a pipeline's call: what is given, else what is stored, else nothing."""
-        from nextscale.guidance.cfg import ClassifierFreeGuidance
+    guidance_scale: options.GuidanceScale = None
+    top_k: options.TopK = None
+    top_p: options.TopP = None
+    min_p: options.MinP = None
+    temperature: options.Temperature = None
+    sampler: options.Sampler = None
+    more_smooth: options.MoreSmooth = None
+    negative_prompt: options.NegativePrompt = None
+    aspect_ratio: options.AspectRatio = None
+    pixels: options.Pixels = None
+    height: options.Height = None
+    width: options.Width = None
+    guidance_layer: options.GuidanceLayer = None
+    residual: options.Residual = None
+    mask_iterations: options.MaskIterations = None
 
-        arguments = {k: stored[k] for k in _PLAIN if k in stored}
-        given = {k: getattr(self, k) for k in _PLAIN if getattr(self, k) is not None}
-        if self.temperature is not None:
-            given["temperature"] = read_numbers(self.temperature, "--temperature")
-        if self.guidance_scale is not None:
-            given["guidance_scale"] = read_numbers(self.guidance_scale, "--guidance-scale")
-        elif "guidance_scale" in stored:
-            arguments["guidance_scale"] = ClassifierFreeGuidance.from_dict(stored["guidance_scale"])
-        return arguments | given
+    def given(self) -> dict[str, Any]:
+        """What was given, as keyword arguments. Raises InvalidArgumentError for texts that are no numbers."""
+        found = {k: v for k, v in vars(self).items() if v is not None}
+        for name in ("temperature", "guidance_scale"):
+            if name in found:
+                found[name] = read_numbers(found[name], flag(name))
+        return found
+
+
+# Arguments that say how large pictures are. Who says a part of it anew says it all.
+SIZE = ("aspect_ratio", "pixels", "height", "width", "schedule")
+# Arguments that are not replayed from a picture: what the command line gives itself, and tensors.
+_OWN = ("seed", "ssg", "batch_size", "on_step", "output_type", "given_tokens")
+
+_WHY = {
+    **dict.fromkeys(SIZE, "pictures of this model have one size"),
+    "negative_prompt": "this model takes no negative prompt",
+}
+
+
+def call_arguments(pipe: Any, given: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for a pipeline's call: what is given, else what an earlier picture was made with.
+
+    Which there are is read off the call itself. Raises InvalidArgumentError for an option this model has not.
+    """
+    from nextscale.families import family_of
+    from nextscale.guidance.cfg import ClassifierFreeGuidance
+
+    _, *known = inspect.signature(pipe).parameters
+    for name in given:
+        if name not in known:
+            why = _WHY.get(name, f"models of the family {family_of(pipe)} have no such option")
+            raise InvalidArgumentError(f"{flag(name)}: {why}")
+    replaced = {*_OWN, *(SIZE if set(SIZE) & set(given) else ())}
+    arguments = {name: stored[name] for name in known if name in stored and name not in replaced}
+    if "guidance_scale" in arguments:
+        arguments["guidance_scale"] = ClassifierFreeGuidance.from_dict(arguments["guidance_scale"])
+    if isinstance(arguments.get("negative_prompt"), list):  # one text, however many pictures there were
+        arguments["negative_prompt"] = arguments["negative_prompt"][0]
+    return {**arguments, **given}
+
+
+def schedule_of(pipe: Any, arguments: Mapping[str, Any]) -> ScaleSchedule:
+    """The grids of a call, for pipelines that have several schedules and for those that have one."""
+    choose = getattr(pipe, "schedule_for", None)
+    if choose is None:
+        return cast("ScaleSchedule", pipe.schedule)
+    known = inspect.signature(choose).parameters
+    return cast("ScaleSchedule", choose(**{k: v for k, v in arguments.items() if k in known}))
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Which pictures to make: a class and a seed each."""
+    """Which pictures to make: what each shows, and its seed."""
 
-    labels: list[int]
+    subjects: list[Any]
     seeds: list[int]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.subjects)
 
 
 def choose_pictures(
-    pipe: VARPipeline,
-    labels: Sequence[str] | None,
+    subjects: Subjects,
+    typed: Typed,
     count: int | None,
     seed: str | None,
     stored: Mapping[str, Any],
@@ -114,22 +161,25 @@ def choose_pictures(
     default_seed: int | None = None,
     default_count: int = 1,
 ) -> Pictures:
-    """Labels and seeds from the options, from an earlier picture for what they leave open, or by default.
+    """Subjects and seeds from the options, from an earlier picture for what they leave open, or by default.
 
-    labels: as typed; each is drawn ``count`` times. seed: as typed.
-    Raises InvalidArgumentError for unknown classes and seeds that do not fit.
+    typed: each is drawn ``count`` times. seed: as typed.
+    Raises InvalidArgumentError for subjects the model does not know, and seeds that do not fit.
     """
     from nextscale.generation.request import resolve_seeds
 
-    before = [int(n) for n in stored.get("labels", [])]
-    if labels:
-        chosen = resolved_labels(pipe, labels)
-    elif before:
+    before = stored.get(subjects.key, [])
+    chosen = subjects.read(typed)
+    if not chosen and before:
         chosen = before if count is None else list(dict.fromkeys(before))
-    else:
-        chosen = default_labels(pipe)
-    repeat = count if count is not None else 1 if before and not labels else default_count
-    wanted = [label for label in chosen for _ in range(repeat)]
+    elif not chosen and stored:
+        raise InvalidArgumentError(
+            f"the picture of --from shows no {subjects.nouns[1]}, which is what this model draws; say which"
+        )
+    elif not chosen:
+        chosen = subjects.default()
+    repeat = count if count is not None else 1 if before and not typed else default_count
+    wanted = [subject for subject in chosen for _ in range(repeat)]
     if seed is not None:
         numbers = read_whole_numbers(seed, "--seed")
         seeds = resolve_seeds(numbers if len(numbers) > 1 else numbers[0], len(wanted))
@@ -141,8 +191,13 @@ def choose_pictures(
     return Pictures(wanted, seeds)
 
 
+def default_batch(pipe: Any) -> int:
+    """How many pictures a pipeline makes at once if it is not told."""
+    return int(inspect.signature(pipe).parameters["batch_size"].default)
+
+
 def draw(
-    pipe: VARPipeline,
+    pipe: Any,
     pictures: Pictures,
     arguments: Mapping[str, Any],
     ssg: ScaledSpatialGuidance | None,
@@ -155,12 +210,14 @@ def draw(
     """
     import torch
 
-    def on_step(info: StepInfo) -> None:
-        advance(info.tokens.numel())
-
     try:
         return pipe(
-            pictures.labels, seed=pictures.seeds, ssg=ssg, batch_size=batch_size, on_step=on_step, **arguments
+            pictures.subjects,
+            seed=pictures.seeds,
+            ssg=ssg,
+            batch_size=batch_size,
+            on_step=TokenCount(advance),
+            **arguments,
         )
     except torch.cuda.OutOfMemoryError:
         raise InvalidArgumentError(
@@ -169,7 +226,22 @@ def draw(
         ) from None
 
 
-def with_model_default(pipe: VARPipeline, ssg: ScaledSpatialGuidance | None) -> ScaledSpatialGuidance | None:
+class TokenCount:
+    """A step callback that says how many tokens a step has added, also where a grid comes in parts."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self.advance, self.index, self.before = advance, -1, 0
+
+    def __call__(self, info: StepInfo) -> None:
+        cells = info.tokens.flatten(0, 2)  # (B h w), or (B h w, bits)
+        drawn = int(((cells if cells.ndim == 1 else cells[:, 0]) >= 0).sum())
+        if info.index != self.index or drawn <= self.before:
+            self.index, self.before = info.index, 0
+        self.advance(drawn - self.before)
+        self.before = drawn
+
+
+def with_model_default(pipe: Any, ssg: ScaledSpatialGuidance | None) -> ScaledSpatialGuidance | None:
     """SSG with its strength spelled out: the model's, or the library's where the model names none."""
     from nextscale.guidance.ssg import DEFAULT_BETA
 
@@ -178,52 +250,40 @@ def with_model_default(pipe: VARPipeline, ssg: ScaledSpatialGuidance | None) -> 
     return ssg.with_defaults((pipe.defaults.get("ssg") or {}).get("beta", DEFAULT_BETA))
 
 
-def resolved_labels(pipe: VARPipeline, labels: Sequence[str]) -> list[int]:
-    """Class numbers; -1 is no class, as in a pipeline's settings."""
-    from nextscale.families.var.classes import resolve_labels
-
-    classes = pipe.transformer.config.num_classes
-    numbers = resolve_labels([None if text in OFF else text for text in labels], pipe.class_names, classes)
-    return [-1 if n == classes else n for n in numbers]
-
-
-def default_labels(pipe: VARPipeline) -> list[int]:
-    """All classes of a model with few, a varied handful of ImageNet's, evenly spread ones otherwise."""
-    classes = pipe.transformer.config.num_classes
-    if classes <= 12:
-        return list(range(classes))
-    if classes == 1000 and pipe.class_names:
-        return list(IMAGENET_SAMPLE)
-    return [i * classes // 10 for i in range(10)]
-
-
-def label_name(pipe: VARPipeline, label: int) -> str:
-    """The name of a class; its number where it has none."""
-    if label < 0:
-        return "no class"
-    return pipe.class_names[label] if pipe.class_names else f"class {label}"
-
-
 def describe(settings: Mapping[str, Any], *, ssg: bool = True) -> str:
     """A picture's settings in one line, for captions and listings."""
-    cfg = settings["guidance_scale"]["scale"]
-    parts = [str(settings["model"]), f"CFG {_short(cfg)}" if cfg else "no CFG"]
-    parts += [f"top-k {settings['top_k']}"] if settings["top_k"] else []
-    parts += [f"top-p {settings['top_p']:g}"] if 0 < settings["top_p"] < 1 else []
-    parts += [f"min-p {settings['min_p']:g}"] if settings["min_p"] else []
-    parts.append(f"temperature {_short(settings['temperature'])}")
+    parts = [str(settings["model"]), _cfg(settings["guidance_scale"])]
+    layers = settings.get("guidance_layer") or [0]
+    parts += [f"at layers {short(layers)}"] if list(layers) != [0] else []
+    parts += [f"not {shorten(_one(settings['negative_prompt']))}"] if settings.get("negative_prompt") else []
+    parts += [f"top-k {short(settings['top_k'])}"] if settings.get("top_k") else []
+    parts += [f"top-p {settings['top_p']:g}"] if 0 < (settings.get("top_p") or 0) < 1 else []
+    parts += [f"min-p {settings['min_p']:g}"] if settings.get("min_p") else []
+    parts.append(f"temperature {short(settings['temperature'])}")
     parts += [settings["sampler"]] if settings["sampler"] != "paired" else []
-    parts += ["more smooth"] if settings["more_smooth"] else []
+    parts += ["more smooth"] if settings.get("more_smooth") else []
+    parts += ["no residual"] if settings.get("residual") is False else []
     if ssg:
         parts.append(arm_name(settings["ssg"]))
     return " · ".join(parts)
+
+
+def _cfg(settings: Mapping[str, Any]) -> str:
+    """Classifier-free guidance; the strength that is none is 1 for models that interpolate."""
+    scale, off = settings["scale"], 1.0 if settings.get("convention") == "interpolate" else 0.0
+    return "no CFG" if scale == off else f"CFG {short(scale)}"
+
+
+def _one(value: Any) -> str:
+    """A text, or the first of a list of them."""
+    return str(value if isinstance(value, str) else value[0])
 
 
 def arm_name(ssg: Mapping[str, Any] | None) -> str:
     """``"no SSG"`` or ``"SSG 0.6"``."""
     if ssg is None or ssg["beta"] == 0:
         return "no SSG"
-    return "SSG" if ssg["beta"] is None else f"SSG {_short(ssg['beta'])}"
+    return "SSG" if ssg["beta"] is None else f"SSG {short(ssg['beta'])}"
 
 
 def ssg_details(ssg: Mapping[str, Any] | None) -> str:
@@ -249,5 +309,9 @@ def seed_range(seeds: Sequence[int]) -> str:
     return f"seeds {shown}{', …' if len(seeds) > 6 else ''}"
 
 
-def _short(value: float | Sequence[float]) -> str:
-    return f"{value:g}" if isinstance(value, (int, float)) else ", ".join(f"{v:g}" for v in value)
+def short(value: float | Sequence[float]) -> str:
+    """A number, or several, ``"600 x 7, 300 x 7"`` where they repeat."""
+    if isinstance(value, (int, float)):
+        return f"{value:g}"
+    runs = [(f"{v:g}", len(list(same))) for v, same in groupby(value)]
+    return ", ".join(text if times == 1 else f"{text} x {times}" for text, times in runs)

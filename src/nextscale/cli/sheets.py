@@ -1,4 +1,4 @@
-"""The captioned sheet of ``nextscale compare``: classes down, guidance across, seeds the same."""
+"""The captioned sheet of ``nextscale compare``: classes or prompts down, guidance across, seeds the same."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def comparison(
     tile = (blocks[0].images[0].width * zoom, blocks[0].images[0].height * zoom)
     plain = Geometry(tile, columns, len(rows), len(blocks), 0, 0)
     small, body, head = (_font(round(plain.text * share)) for share in (0.85, 1, 1.25))
-    label_lines = [_wrap(label.split(), " ", body, max(tile[0], 9 * plain.text)) for label in rows]
+    label_lines = [_label(label, body, max(tile[0], 9 * plain.text), tile[1]) for label in rows]
     labels = max(_width(line, body) for lines in label_lines for line in lines) + round(plain.text * 0.9)
     second = any(block.subtitle for block in blocks)
     header = round(plain.text * (2.2 if not second else 3.4))
@@ -135,6 +135,29 @@ def _lines(pen: ImageDraw, lines: Sequence[str], right: float, middle: float, fo
     for i, line in enumerate(lines):
         y = middle + (i - (len(lines) - 1) / 2) * height
         pen.text((right, y), line, fill=INK, font=font, anchor="rm")
+
+
+def _label(text: str, font: FreeTypeFont, width: float, height: float) -> list[str]:
+    """A text in lines of at most that width, as many as the height has room for."""
+    words = [part for word in text.split() for part in _broken(word, font, width)]
+    lines = _wrap(words, " ", font, width)
+    room = max(1, int(height / (LINE * _size(font))))
+    if len(lines) <= room:
+        return lines
+    last = lines[room - 1]
+    while last and _width(f"{last} …", font) > width:
+        last = last.rpartition(" ")[0] or last[:-1]
+    return [*lines[: room - 1], f"{last} …"]
+
+
+def _broken(word: str, font: FreeTypeFont, width: float) -> list[str]:
+    """A word that is wider than a line in parts that are not, as texts without spaces need it."""
+    parts = [""]
+    for letter in word:
+        if parts[-1] and _width(parts[-1] + letter, font) > width:
+            parts.append("")
+        parts[-1] += letter
+    return parts
 
 
 def _wrap(pieces: Sequence[str], joint: str, font: FreeTypeFont, width: float) -> list[str]:

@@ -21,13 +21,14 @@ from nextscale.errors import CheckpointError
 from nextscale.weights.layout import CONFIG, locate, read_config
 from nextscale.weights.official import is_sharded
 
+_PARTS = ("pipeline", "checkpoint")
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 def families() -> tuple[str, ...]:
     """The names of all families, in alphabetical order."""
-    packages = (m.name for m in pkgutil.iter_modules(__path__) if m.ispkg)
-    return tuple(sorted(n for n in packages if find_spec(f"{__name__}.{n}.pipeline")))
+    packages = [m.name for m in pkgutil.iter_modules(__path__) if m.ispkg]
+    return tuple(sorted(n for n in packages if all(find_spec(f"{__name__}.{n}.{part}") for part in _PARTS)))
 
 
 def pipeline_class(family: str) -> Any:
@@ -85,15 +86,16 @@ def official_repos() -> dict[str, str]:
     return {family: _checkpoint(family).OFFICIAL_REPO for family in families()}
 
 
-def is_official(name: str | Path) -> bool:
-    """Whether official files go by this name: a hub repository, a file, or a folder with a family's files.
+def is_layout(folder: Path) -> bool:
+    """Whether a folder is in the library's layout. Raises CheckpointError for a damaged ``config.json``."""
+    return (folder / CONFIG).is_file() and "family" in read_config(folder)
 
-    A folder in the library's layout is none. Raises CheckpointError for a damaged ``config.json``.
-    """
+
+def is_official(name: str | Path) -> bool:
+    """Whether official files go by this name: a hub repository, a file, or a folder with a family's files."""
     path = Path(name)
     if path.is_dir():
-        ours = (path / CONFIG).is_file() and "family" in read_config(path)
-        return not ours and bool(recognise(path))
+        return not is_layout(path) and bool(recognise(path))
     return path.is_file() or str(name).lower() in {repo.lower() for repo in official_repos().values()}
 
 

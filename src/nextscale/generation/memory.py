@@ -82,10 +82,11 @@ def decoder_peak(
         if strip is None:
             peak = max(peak, h * w * itemsize * _level_channels(entering, width, num_res_blocks, i != 0))
         else:
-            rise = 1 if i == last else 2  # the first block of a level joins the upsampling before it
-            rows = min(h, rise * ((strip << (last - i)) // rise + 4))
-            maps = max(entering // rise**2 + width, 2 * width if num_res_blocks else 0) * h
-            peak = max(peak, w * (maps * itemsize + rows * _strip_bytes(entering, width, itemsize)))
+            # The first block of a level joins the upsampling before it, so it reads a map of half the size.
+            rise, rows = (1 if i == last else 2), strip << (last - i)
+            first = _in_strips(entering / rise**2, entering, width, (h, rows, 4 * rise), itemsize)
+            later = _in_strips(width, width, width, (h, rows, 4), itemsize) if num_res_blocks else 0
+            peak = max(peak, w * max(first, later))
     pixels = latent[0] * latent[1] << (2 * last)
     # The picture as the decoder makes it, in float32, and clamped; while it is made, the last map is there.
     finish = pixels * (widths[0] * (3 if strip is None else 1) * itemsize + channels * 4)
@@ -103,10 +104,17 @@ def _level_channels(entering: int, width: int, num_res_blocks: int, upsample: bo
     return max(first, later, rise)
 
 
-def _strip_bytes(entering: int, width: int, itemsize: int) -> int:
-    """Bytes per position of a strip at its fullest, in a residual block; norms are computed in float32."""
-    if itemsize == 4:
-        work = 4 * max(3 * entering, 2 * entering + width, entering + 3 * width)
-    else:
-        work = max((itemsize + 12) * entering, itemsize * entering + (itemsize + 12) * width)
-    return work + 2 * width * itemsize  # and the strips before it that are being joined
+def _in_strips(read: float, entering: int, width: int, rows: tuple[int, int, int], itemsize: int) -> int:
+    """Bytes per column of a residual block computed in strips.
+
+    read: channels of the map it reads, per output row. rows: of the output, of a strip, and what a strip gets
+    of its neighbours, all counted in output rows.
+    """
+    height, strip, more = rows
+    # Norms are computed in float32: a product and a sum of it. The rest is as in a whole block.
+    norm1, norm2 = (itemsize + 8) * entering, itemsize * entering + (itemsize + 8) * width
+    work = max(norm1, itemsize * (2 * entering + width), norm2, itemsize * (entering + 3 * width))
+    count = -(-height // strip)
+    # The strips are joined in a map that is made after the first of them; the first and the last are kept.
+    kept = (height + min(count - 1, 2) * strip) * width * itemsize if count > 1 else 0
+    return int(height * read * itemsize) + min(height, strip + more) * work + kept

@@ -26,9 +26,10 @@ Part = Callable[[Tensor], Tensor]
 def decode_in_strips(decoder: Decoder, z: Tensor, rows: int) -> Tensor:
     """``decoder(z)`` in strips of ``rows`` latent rows: equal up to rounding, with less memory, in more time.
 
-    Latents ``(B, z, h, w)`` -> pictures ``(B, C, h * r, w * r)`` of the same dtype. The peak is two feature maps
-    of the picture's size instead of about six, and the time about twice that of the whole. Levels with
-    attention are computed whole; they are the coarse ones.
+    Latents ``(B, z, h, w)`` -> pictures ``(B, C, h * r, w * r)`` of the same dtype. At its peak it holds two
+    feature maps of the picture's size, and some strips, where a plain call holds about six; it takes up to
+    twice the time. Levels with attention, the coarse ones, are computed whole.
+
     Raises InvalidArgumentError if ``rows`` is not a positive whole number.
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:

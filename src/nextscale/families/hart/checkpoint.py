@@ -35,6 +35,7 @@ from nextscale.weights.official import (
 )
 from nextscale.weights.residual_tokenizer import tokenizer_sizes
 
+OFFICIAL_REPO = "mit-han-lab/hart-0.7b-1024px"
 TRANSFORMER_FOLDER = "llm"
 TOKENIZER_FOLDER = "tokenizer"
 EMA_FILE = "ema_model.bin"
@@ -64,6 +65,12 @@ PatchNums = tuple[int | Grid, ...]
 
 
 # ------------------------------------------------------------------ finding files
+
+
+def recognises(path: Path) -> bool:
+    """Whether a weight file, or a folder of several with an index, has the names of a HART transformer."""
+    names = read_official(path, meta=True).keys()
+    return {"context_embed.weight", "word_embed.weight", "diffloss.net.cond_embed.weight"} <= names
 
 
 def find_files(

@@ -9,6 +9,7 @@ the repository ``mit-han-lab/hart``.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -160,7 +161,7 @@ def read_system_prompt(prompt: str | Path, *, verify: bool = True) -> str:
 
 
 def _names_a_file(text: str) -> bool:
-    return "\n" not in text and len(text) < 1024 and Path(text).is_file()
+    return "\n" not in text and os.path.isfile(text)  # False, too, for what no file can be called
 
 
 def _read(path: Path) -> str:

@@ -16,7 +16,7 @@ from nextscale.families.infinity import checkpoint
 from nextscale.families.infinity.memory import TEXT_TOKENS, estimate_memory
 from nextscale.families.infinity.schedules import FULL, schedule_for, snap
 from nextscale.families.infinity.session import ON_LOGITS, InfinitySession
-from nextscale.families.infinity.text import T5TextEncoder
+from nextscale.families.infinity.text import PUBLISHED, T5TextEncoder
 from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
 from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_negative, encode_prompts
@@ -46,8 +46,9 @@ from nextscale.scales import Grid, ScaleSchedule
 from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
 
 FAMILY = "infinity"
-# The 2B model's published settings; its authors' filter removes nothing but unlikely bits (top_p).
-OFFICIAL_DEFAULTS = {"guidance_scale": 3.0, "temperature": 0.5, "top_k": 0, "top_p": 0.97, "pixels": FULL}
+# What the released models have in common; a release has its own guidance_scale, temperature and pixels.
+OFFICIAL_DEFAULTS = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 0.97, "pixels": FULL}
+PUBLISHED_WIDTH = 2048  # channels of the features of the published text encoder
 WORDS = "words"  # how the layout names the encoder that needs no weights
 
 Grids = ScaleSchedule | Sequence[int | Grid]
@@ -143,7 +144,21 @@ class InfinityPipeline:
         Sizes are read from the tensors. Raises CheckpointError for files that do not fit, before anything is
         allocated, and ModelNotFoundError if a download fails.
         """
-        raise NotImplementedError
+        placement = place(device, dtype)
+        transformer_file, tokenizer_file = checkpoint.find_files(transformer, tokenizer, model)
+        network = checkpoint.load_transformer(transformer_file, placement)
+        vae = checkpoint.load_tokenizer(
+            tokenizer_file, placement, token_bits=network.config.bits, patch_nums=patch_nums
+        )
+        release = checkpoint.release_of(transformer_file)
+        published = PUBLISHED if network.config.text_dim == PUBLISHED_WIDTH else None
+        return cls(
+            network,
+            vae,
+            text_encoder=_as_encoder(published if text_encoder is None else text_encoder, network),
+            defaults=release.defaults if release else None,
+            name=str(transformer) if model is None else f"{transformer} {model}",
+        )
 
     def save_pretrained(self, folder: str | Path, *, dtype: str | torch.dtype | None = None) -> None:
         """Write the library's layout into a folder; ``dtype`` rounds the weights on the way.
@@ -279,7 +294,7 @@ class InfinityPipeline:
         batch_size: pictures made at once; for what they take see :meth:`memory_estimate`.
         on_step: called with a :class:`~nextscale.generation.loop.StepInfo` after every step of every batch.
         output_type: ``"pil"``, ``"pt"`` or ``"np"``; see :class:`GenerationOutput`.
-        tile: decode in tiles of this many cells a side, to save memory; colours change a little.
+        tile: decode in strips of this many rows of cells, to save memory: slower, and the same up to rounding.
 
         ``None`` takes the model's default. Raises InvalidArgumentError naming the value and what is allowed.
 

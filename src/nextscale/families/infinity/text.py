@@ -13,6 +13,7 @@ from nextscale.families.text import TextFeatures
 from nextscale.families.text_models import PretrainedEncoder
 
 PUBLISHED = "google/flan-t5-xl"
+PUBLISHED_WIDTH = 2048
 MAX_TOKENS = 512
 
 

@@ -11,7 +11,7 @@ models), where a token is a block of 2x2 cells and ``D = 4d``. Schedules are alw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -103,6 +103,10 @@ class InfinityTokenizerConfig:
         return asdict(self)
 
 
+# A step and its bits -> which of them to flip.
+Flip = Callable[[int, Tensor], Tensor]
+
+
 class QuantizedBits(NamedTuple):
     """One scale's outcome while a latent is quantized, on the tokenizer's grid.
 
@@ -182,16 +186,19 @@ class InfinityTokenizer(nn.Module):
         return [q.bits for q in self.quantized(images, schedule)]
 
     def residual_chain(
-        self, features: Tensor, schedule: ScaleSchedule | None = None
+        self, features: Tensor, schedule: ScaleSchedule | None = None, flip: Flip | None = None
     ) -> Iterator[QuantizedBits]:
-        """Quantize features ``(B, d, H, W)`` scale by scale, coarse to fine."""
-        f = features.float()
+        """Quantize features ``(B, d, H, W)`` scale by scale, coarse to fine.
+
+        flip: given a step and its bits, says which of them (1, others 0) are wrong in the sum.
+        """
+        f = features.to(self.device).float()
         final = (f.shape[2], f.shape[3])
         f_hat = torch.zeros_like(f)
-        for grid in self.cells(self.schedule_for(final, schedule)):
+        for step, grid in enumerate(self.cells(self.schedule_for(final, schedule))):
             residual = shrink(f - f_hat, grid)
             bits = (residual > 0).permute(0, 2, 3, 1).long()
-            f_hat = f_hat + self.term(bits, final)
+            f_hat = f_hat + self.term(bits if flip is None else bits ^ flip(step, bits), final)
             yield QuantizedBits(bits, f_hat, residual)
 
     def term(self, bits: Tensor, final: Grid) -> Tensor:
@@ -222,17 +229,11 @@ class InfinityTokenizer(nn.Module):
         """Summed latent ``(B, d, H, W)`` -> pictures ``(B, 3, H * r, W * r)`` float32, clamped to [-1, 1].
 
         tile: decode in strips of this many rows of cells, to save memory: the same picture up to rounding, in
-            about twice the time; see :func:`~nextscale.nn.strips.decode_in_strips`.
+            up to twice the time; see :func:`~nextscale.nn.strips.decode_in_strips`.
         """
-        if tile is not None:
-            return (
-                decode_in_strips(self.decoder, f_hat.to(self.device, self.dtype), tile).float().clamp(-1, 1)
-            )
-        return self._decoded(f_hat).float().clamp(-1, 1)
-
-    def _decoded(self, f_hat: Tensor) -> Tensor:
-        picture: Tensor = self.decoder(f_hat.to(self.device, self.dtype))
-        return picture
+        z = f_hat.to(self.device, self.dtype)
+        picture: Tensor = self.decoder(z) if tile is None else decode_in_strips(self.decoder, z, tile)
+        return picture.float().clamp(-1, 1)
 
     def partial_sums(self, bits: Sequence[Tensor], schedule: ScaleSchedule | None = None) -> list[Tensor]:
         """The summed latent after every step, float32 ``(B, d, H, W)``; the arguments are those of decode."""
@@ -282,32 +283,34 @@ class InfinityTokenizer(nn.Module):
     ) -> SelfCorrection:
         """Teacher-forcing input with flipped bits, and targets that make up for them (arXiv 2412.04431).
 
-        features: of pictures, as :meth:`features` gives them. At every scale the target is what the sum so
-        far, mistakes included, leaves over.
+        At every scale the target is what the sum so far, mistakes included, leaves over.
+
+        features: of pictures, as :meth:`features` gives them. schedule: see :meth:`encode`.
 
         flip_scales: how many scales get flips, coarse ones first; ``None`` for all.
         max_strength: a scale's share of flipped bits is drawn from 0, 0.01, ..., max_strength, once per call.
         flips: bool ``(B, H_i, W_i, d)`` for the first scales, taken instead of drawn ones.
         generator: what to draw from.
         """
-        f = features.float()
-        final = (f.shape[2], f.shape[3])
-        schedule = self.schedule_for(final, schedule)
-        f_hat = torch.zeros_like(f)
-        inputs, targets = [], []
-        for step, grid in enumerate(self.cells(schedule)):
-            bits = (shrink(f - f_hat, grid) > 0).permute(0, 2, 3, 1).long()
-            targets.append(self.tokens(bits).flatten(1, 2))
-            if flips is not None:
-                flipped = flips[step].to(bits) if step < len(flips) else torch.zeros_like(bits)
-            elif flip_scales is None or step < flip_scales:
-                flipped = draw_flips(bits, max_strength, generator)
-            else:
-                flipped = torch.zeros_like(bits)
-            f_hat = f_hat + self.term(bits ^ flipped, final)
-            if step + 1 < schedule.num_steps:
-                inputs.append(self.input_map(f_hat, schedule[step + 1]))
-        return SelfCorrection(self._joined(len(f), inputs), torch.cat(targets, 1))
+        if not 0 <= max_strength <= 1:
+            raise InvalidArgumentError(f"max_strength is a share of the bits, 0 to 1; got {max_strength!r}")
+
+        def flip(step: int, bits: Tensor) -> Tensor:
+            if flips is not None and step < len(flips):
+                if flips[step].shape != bits.shape:
+                    raise GridError(
+                        f"flips of step {step} must be {tuple(bits.shape)}, got {tuple(flips[step].shape)}"
+                    )
+                return flips[step].to(bits)
+            if flips is not None or (flip_scales is not None and step >= flip_scales):
+                return torch.zeros_like(bits)
+            return draw_flips(bits, max_strength, generator)
+
+        schedule = self.schedule_for((features.shape[2], features.shape[3]), schedule)
+        chain = list(self.residual_chain(features, schedule, flip))
+        inputs = [self.input_map(q.f_hat, grid) for q, grid in zip(chain, schedule.grids[1:], strict=False)]
+        targets = [self.tokens(q.bits).flatten(1, 2) for q in chain]
+        return SelfCorrection(self._joined(len(features), inputs), torch.cat(targets, 1))
 
     def _joined(self, batch: int, maps: list[Tensor]) -> Tensor:
         empty = torch.zeros(batch, 0, self.config.token_bits, device=self.device)
@@ -362,7 +365,7 @@ class InfinityTokenizer(nn.Module):
         ):
             raise GridError(
                 f"expected one tensor of bits (B, h, w, {self.config.token_bits}) per step for the grids "
-                f"{schedule}, or for the first, got shapes {[tuple(b.shape) for b in bits]}; for other "
+                f"{schedule or 'of a schedule'}, or for the first, got shapes {[tuple(b.shape) for b in bits]}; for other "
                 f"scales pass their schedule="
             )
         return maps, schedule
@@ -406,4 +409,5 @@ class InfinityTokenizer(nn.Module):
                 for q in chain
             ]
         straight_through = f + (chain[-1].f_hat - f).detach()
-        return self._decoded(straight_through), torch.stack(losses).mean(), [q.bits for q in chain]
+        recon: Tensor = self.decoder(straight_through.to(self.dtype))
+        return recon, torch.stack(losses).mean(), [q.bits for q in chain]

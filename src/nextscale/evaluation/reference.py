@@ -1,0 +1,237 @@
+"""What generated pictures are compared with: pictures, or statistics of them, in the ADM layout or its own.
+
+Keys of an ``.npz`` reference, all of them optional but not all at once:
+
+``arr_0`` uint8 ``[M, H, W, 3]``: pictures, read in pieces;
+``mu``, ``sigma``, ``mu_s``, ``sigma_s``: mean and covariance of the features and of the spatial features,
+often of many more pictures than ``arr_0`` has;
+``features`` ``[M, d]``, ``about`` (JSON): this library's additions, for feature spaces other than Inception
+and for references without pictures. Other programs ignore them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nextscale.errors import DataError, InvalidArgumentError, warn
+from nextscale.evaluation.features import FeatureSpace
+from nextscale.evaluation.images import (
+    IMAGES,
+    Advance,
+    Images,
+    NpzImages,
+    images_digest,
+    open_npz,
+    read_arrays,
+    unheard,
+    write_npz,
+)
+from nextscale.evaluation.moments import Gaussian, Moments
+from nextscale.evaluation.provenance import file_digest
+from nextscale.evaluation.shards import Shards
+
+EMBEDDED = ("cifar10-test",)
+STATISTICS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+INCEPTION = {"name": "inception"}  # what statistics are of in files that do not say
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A set of real pictures, or what is known of one.
+
+    name: of the file or folder. sha256: of the file, or of all pixels.
+    images: the pictures, if there are any. features: ``(M, d)`` instead of pictures.
+    statistics: ``"features"`` and perhaps ``"spatial"``; with ``features``, they belong to ``space``, the
+        description of a feature space.
+    """
+
+    name: str
+    sha256: str
+    images: Images | None = None
+    features: Tensor | None = None
+    statistics: Mapping[str, Gaussian] = field(default_factory=dict)
+    space: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of_images(cls, name: str, images: Images, advance: Advance = unheard) -> Reference:
+        """Of pictures that are not one npz file; they are read once for their digest."""
+        return cls(name, images_digest(images, advance), images)
+
+    @property
+    def count(self) -> int:
+        """Pictures or features there are, for nearest neighbours; 0 for statistics alone."""
+        if self.features is not None:
+            return len(self.features)
+        return 0 if self.images is None else len(self.images)
+
+    def description(self) -> dict[str, Any]:
+        """As JSON, for a protocol."""
+        return {"name": self.name, "sha256": self.sha256, "images": self.count}
+
+    def fits(self, space: FeatureSpace) -> bool:
+        """Whether what is stored besides pictures was computed in this feature space."""
+        if self.space is None:
+            return False
+        wanted = space.description()
+        return all(wanted.get(key) == value for key, value in self.space.items())
+
+    def to_compute(self, space: FeatureSpace) -> int:
+        """Of how many pictures the features must be computed to compare with it in this space."""
+        stored = self.fits(space) and self.features is not None
+        return 0 if self.images is None or stored else len(self.images)
+
+    def check(self, space: FeatureSpace, size: tuple[int, int]) -> None:
+        """Raises InvalidArgumentError if pictures of this size cannot be compared with it in this space."""
+        if self.images is None and not self.fits(space):
+            stored = (self.space or {}).get("name", "nothing")
+            raise InvalidArgumentError(
+                f"the reference {self.name} holds no pictures, and its statistics are of {stored}, not of "
+                f"{space.name} with these weights; use --features {stored} or a reference with pictures"
+            )
+        if self.images is not None and self.images.size != size:
+            (h, w), (height, width) = self.images.size, size
+            raise InvalidArgumentError(
+                f"the reference {self.name} has pictures of {w}x{h} pixels, and those to be measured have "
+                f"{width}x{height}; a reference of the same size is needed"
+            )
+
+
+@dataclass(frozen=True)
+class MeasuredReference:
+    """A reference in one feature space: Gaussians, and features ``(M, d)`` where there are any."""
+
+    statistics: Mapping[str, Gaussian]
+    features: Tensor | None
+
+
+def measure_reference(
+    reference: Reference, space: FeatureSpace, shards: Shards, advance: Advance = unheard
+) -> MeasuredReference:
+    """What a reference is in a feature space; features of its pictures are computed once, and kept.
+
+    Statistics that the file stores are used as they are, because they may be of more pictures than it holds.
+    """
+    fits = reference.fits(space)
+    features = reference.features if fits else None
+    statistics = dict(reference.statistics) if fits else {}
+    if reference.images is not None and reference.to_compute(space):
+        shards.fill(reference.images, space, advance=advance)
+        features = shards.tensor("features")
+        if not statistics:
+            statistics = {key: _gaussian(shards, key) for key in STATISTICS if shards.has(key)}
+    if features is not None and not statistics:
+        statistics = {"features": Moments.of(features).gaussian()}
+    return MeasuredReference(statistics, features)
+
+
+def _gaussian(shards: Shards, key: str) -> Gaussian:
+    moments: Moments | None = None
+    for rows in shards.parts(key):
+        moments = Moments(rows.shape[1]) if moments is None else moments
+        moments.update(rows)
+    if moments is None:
+        raise DataError(f"there are no {key} to take statistics of")
+    return moments.gaussian()
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def open_reference(path: str | Path) -> Reference:
+    """A reference ``.npz``, or an embedded one by name. Raises DataError, naming what is missing."""
+    path = Path(path)
+    if str(path) in EMBEDDED and not path.exists():
+        path = Path(str(resources.files("nextscale.evaluation"))) / "references" / f"{path}.npz"
+    arrays = read_arrays(path)
+    with open_npz(path) as archive:
+        has_images = f"{IMAGES}.npy" in archive.namelist()
+    statistics = {
+        key: _stored(path, arrays, *names) for key, names in STATISTICS.items() if names[0] in arrays
+    }
+    features = torch.from_numpy(arrays["features"]).float() if "features" in arrays else None
+    if not (has_images or statistics or features is not None):
+        raise DataError(
+            f"{path.name} is no reference: it has neither {IMAGES} nor mu and sigma, but "
+            f"{', '.join(arrays) or 'nothing'}"
+        )
+    about = _about(path, arrays)
+    count = about.get("count")
+    return Reference(
+        name=path.name,
+        sha256=file_digest(path),
+        images=NpzImages(path) if has_images else None,
+        features=features,
+        statistics={k: Gaussian(g.mean, g.covariance, count) for k, g in statistics.items()},
+        space=about.get("space", INCEPTION) if statistics or features is not None else None,
+    )
+
+
+def _stored(path: Path, arrays: Mapping[str, Any], mean: str, covariance: str) -> Gaussian:
+    if covariance not in arrays:
+        raise DataError(f"{path.name} has {mean} but no {covariance}")
+    try:
+        return Gaussian(torch.from_numpy(arrays[mean]), torch.from_numpy(arrays[covariance]))
+    except (InvalidArgumentError, TypeError) as error:
+        raise DataError(f"{path.name}: {mean} and {covariance} do not fit each other: {error}") from None
+
+
+def _about(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    if "about" not in arrays:
+        return {}
+    try:
+        about: dict[str, Any] = json.loads(str(arrays["about"]))
+    except ValueError:
+        raise DataError(f"{path.name}: about is not JSON") from None
+    return about
+
+
+def write_reference(
+    path: str | Path,
+    *,
+    images: Images | None = None,
+    measured: MeasuredReference | None = None,
+    space: FeatureSpace | None = None,
+    with_features: bool = False,
+    compress: bool = False,
+) -> None:
+    """Write a reference: pictures, statistics, or both.
+
+    measured: statistics to store, with the feature space they are of; Inception's have the keys and order
+        that the ADM evaluator reads. with_features: store the features too, in half precision, so that
+        nearest neighbours need no pictures.
+    """
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    if measured is not None:
+        if space is None:
+            raise InvalidArgumentError("statistics are of a feature space; give the space they are of")
+        for key, gaussian in measured.statistics.items():
+            mean, covariance = STATISTICS[key]
+            arrays |= {mean: gaussian.mean.numpy(), covariance: gaussian.covariance.numpy()}
+        if with_features and measured.features is not None:
+            arrays["features"] = measured.features.half().numpy()
+        about = {"space": space.description(), "count": measured.statistics["features"].count}
+        arrays["about"] = np.array(json.dumps(about))
+    write_npz(Path(path), images, arrays, compress=compress)
+
+
+def open_samples(path: str | Path) -> NpzImages:
+    """Generated pictures in an ``.npz``. Statistics in it are not believed, with a NextscaleWarning."""
+    images = NpzImages(path)
+    with open_npz(images.path) as archive:
+        stored = sorted({"mu.npy", "sigma.npy", "mu_s.npy", "sigma_s.npy"} & set(archive.namelist()))
+    if stored:
+        names = ", ".join(name.removesuffix(".npy") for name in stored)
+        warn(
+            f"{images.path.name} holds statistics ({names}) besides its pictures; they are not used, the "
+            f"pictures themselves are measured"
+        )
+    return images

@@ -1,0 +1,164 @@
+"""Features on disk, in files of a fixed number of pictures, so that a long run can be stopped at any time.
+
+A file appears when it is whole. Pictures are made in the same batches whether or not a run was interrupted,
+so an interrupted one ends with the same files.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nextscale.errors import DataError
+from nextscale.evaluation.features import FeatureSpace
+from nextscale.evaluation.images import Advance, Images, unheard
+from nextscale.generation.request import spans
+
+SHARD = 200  # pictures per file
+PIXELS = "images"
+
+
+class Shards:
+    """The features of ``count`` pictures in a folder; see :meth:`fill`.
+
+    The same folder serves any count: more pictures add files, fewer use the first ones.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+
+    def __len__(self) -> int:
+        """How many pictures are done, of those wanted."""
+        return sum(self._done(i) for i in range(self._files))
+
+    def fill(
+        self,
+        images: Images,
+        space: FeatureSpace,
+        *,
+        batch_size: int = SHARD,
+        keep_images: bool = False,
+        advance: Advance = unheard,
+    ) -> None:
+        """Compute what is missing. ``advance`` hears of every batch how many pictures it was.
+
+        batch_size: pictures asked for at once. keep_images: store the pixels as well.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for index in range(self._files):
+            if self._done(index) == self._wanted(index) and not (
+                keep_images and not self._has(index, PIXELS)
+            ):
+                continue
+            self._compute(index, images, space, batch_size, keep_images, advance)
+
+    def _compute(
+        self,
+        index: int,
+        images: Images,
+        space: FeatureSpace,
+        batch_size: int,
+        keep_images: bool,
+        advance: Advance,
+    ) -> None:
+        parts: list[dict[str, Tensor]] = []
+        seconds = {"images": 0.0, "features": 0.0}
+        for span in spans(self._wanted(index), batch_size):
+            start = time.perf_counter()
+            pixels = images.read(index * SHARD + span.start, index * SHARD + span.stop)
+            drawn = time.perf_counter()
+            parts.append({**space(pixels), **({PIXELS: pixels} if keep_images else {})})
+            seconds["images"] += drawn - start
+            seconds["features"] += time.perf_counter() - drawn
+            advance(len(pixels))
+        tensors = {key: torch.cat([p[key] for p in parts]).contiguous() for key in parts[0]}
+        path = self._path(index)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        save_file(tensors, partial, metadata={k: repr(v) for k, v in seconds.items()})
+        os.chmod(partial, 0o644)  # it is written for its owner alone
+        os.replace(partial, path)
+
+    def has(self, key: str) -> bool:
+        """Whether every file holds this tensor."""
+        return all(self._has(i, key) for i in range(self._files))
+
+    def parts(self, key: str, least: int = 4096) -> Iterator[Tensor]:
+        """One tensor's rows in order, at least ``least`` at a time but for the last."""
+        waiting: list[Tensor] = []
+        for index in range(self._files):
+            waiting.append(self.rows(key, index * SHARD, index * SHARD + self._wanted(index)))
+            if sum(map(len, waiting)) >= least or index == self._files - 1:
+                yield torch.cat(waiting)
+                waiting = []
+
+    def tensor(self, key: str) -> Tensor:
+        """All rows of one tensor."""
+        return torch.cat(list(self.parts(key)))
+
+    def rows(self, key: str, start: int, stop: int) -> Tensor:
+        """Some rows of one tensor. Raises DataError if a file is missing or damaged."""
+        found = []
+        for index in range(start // SHARD, -(-stop // SHARD)):
+            first = index * SHARD
+            try:
+                with safe_open(self._path(index), framework="pt") as file:
+                    kept = file.get_slice(key)
+                    found.append(kept[max(start - first, 0) : min(stop - first, SHARD)])
+            except (SafetensorError, OSError) as error:
+                raise DataError(
+                    f"{str(self._path(index))!r} cannot be read ({error}); delete it and run again"
+                ) from None
+        return torch.cat(found)
+
+    def seconds(self) -> dict[str, float]:
+        """What the pictures and their features took, over all runs that contributed."""
+        total = {"images": 0.0, "features": 0.0}
+        for index in range(self._files):
+            with safe_open(self._path(index), framework="pt") as file:
+                metadata = file.metadata()
+                share = self._wanted(index) / file.get_slice("features").get_shape()[0]
+            for key in total:
+                total[key] += share * float(metadata[key])
+        return total
+
+    @property
+    def _files(self) -> int:
+        return -(-self.count // SHARD)
+
+    def _wanted(self, index: int) -> int:
+        return min(SHARD, self.count - index * SHARD)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index * SHARD:08d}-{SHARD}.safetensors"
+
+    def _done(self, index: int) -> int:
+        try:
+            with safe_open(self._path(index), framework="pt") as file:
+                return min(file.get_slice("features").get_shape()[0], self._wanted(index))
+        except (SafetensorError, OSError):  # not there, or not readable: it is made again
+            return 0
+
+    def _has(self, index: int, key: str) -> bool:
+        with safe_open(self._path(index), framework="pt") as file:
+            return key in file.keys()  # noqa: SIM118 - not a dict
+
+
+class ShardImages:
+    """The pictures that were kept in shards."""
+
+    def __init__(self, shards: Shards) -> None:
+        self.shards = shards
+        self.size: tuple[int, int] = tuple(shards.rows(PIXELS, 0, 1).shape[2:])  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return self.shards.count
+
+    def read(self, start: int, stop: int) -> Tensor:
+        return self.shards.rows(PIXELS, start, stop)

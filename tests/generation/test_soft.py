@@ -1,0 +1,69 @@
+"""Mixtures of codes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nextscale.generation.soft import SoftCodes, mix_codes
+from nextscale.generation.tokens import Drawer, Filters
+from nextscale.guidance.base import GuidanceStep
+
+GRIDS = ((1, 1), (2, 2), (3, 3), (4, 4))
+CODES = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+
+
+def logits(batch: int = 2, length: int = 4) -> torch.Tensor:
+    return torch.randn(batch, length, 7, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_formula():
+    filtered, exponential = logits(), torch.rand(2, 4, 7) + 0.1
+    for ratio, tau in ((0.0, 0.27), (0.5, 0.27 * 0.525), (1.0, 0.0135)):
+        gumbel = -exponential.log()
+        expected = ((filtered * (1 + ratio) + gumbel) / tau).softmax(-1) @ CODES
+        torch.testing.assert_close(mix_codes(filtered, exponential, ratio, CODES), expected)
+
+
+@given(st.integers(0, 6))
+def test_removed_codes_have_no_share(code: int):
+    filtered = logits()
+    filtered[..., code] = -torch.inf
+    other = CODES.clone()
+    other[code] = 1e6
+    exponential = torch.ones_like(filtered)
+    assert torch.equal(
+        mix_codes(filtered, exponential, 0.3, CODES), mix_codes(filtered, exponential, 0.3, other)
+    )
+
+
+@pytest.mark.parametrize(
+    ("hold", "ratios"), [(False, [0, 1 / 3, 2 / 3, 1]), (True, [0, 1 / 3, 2 / 3, 2 / 3])]
+)
+def test_the_place_of_a_step(hold: bool, ratios: list[float]):
+    filtered = logits(1)
+    for index, ratio in enumerate(ratios):
+        soft = SoftCodes([torch.Generator().manual_seed(5)], hold_last=hold)
+        noise = torch.empty(1, 4, 7).exponential_(generator=torch.Generator().manual_seed(5))
+        found = soft(filtered, GuidanceStep(index, GRIDS), CODES)
+        assert torch.equal(found, mix_codes(filtered, noise, ratio, CODES))
+
+
+def test_images_have_their_own_draws():
+    step, filtered = GuidanceStep(1, GRIDS), logits()
+    both = SoftCodes([torch.Generator().manual_seed(s) for s in (3, 4)])(filtered, step, CODES)
+    for row, seed in enumerate((3, 4)):
+        alone = SoftCodes([torch.Generator().manual_seed(seed)])
+        assert torch.equal(alone(filtered[row : row + 1], step, CODES)[0], both[row])
+
+
+@pytest.mark.parametrize("sampler", ["paired", "greedy", "multinomial"])
+def test_official_draws_share_one_generator(sampler: str):
+    draw = Drawer(sampler, Filters(), [3, 4], [1, 4, 9, 16], torch.device("cpu"))
+    found = SoftCodes.of(draw, hold_last=True)
+    assert found.hold_last
+    expected = [draw.generator] if sampler == "multinomial" else draw.noise.generators
+    assert len(found.generators) == len(expected)
+    assert all(a is b for a, b in zip(found.generators, expected, strict=True))
