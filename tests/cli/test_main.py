@@ -44,7 +44,9 @@ def test_help_of_every_command_is_light_and_has_examples():
 def test_the_choices_in_the_help_are_those_of_the_library(capsys: pytest.CaptureFixture[str]):
     from typing import get_args
 
-    from nextscale.cli.models import DEPTHS
+    from nextscale.cli.models import DEPTHS, VARIANTS
+    from nextscale.families.infinity.checkpoint import RELEASES
+    from nextscale.families.infinity.schedules import BUDGETS
     from nextscale.families.var import checkpoint
     from nextscale.generation.tokens import Sampler
     from nextscale.guidance.prior import Norm, PriorKind
@@ -53,10 +55,11 @@ def test_the_choices_in_the_help_are_those_of_the_library(capsys: pytest.Capture
     from nextscale.nn.placement import DTYPES
 
     _, text, _ = run_in_process(capsys, "generate", "--help")
-    kinds = (get_args(Sampler), get_args(Norm), get_args(PriorKind), SCHEDULES, REMEMBER, DTYPES)
+    kinds = (get_args(Sampler), get_args(Norm), get_args(PriorKind), SCHEDULES, REMEMBER, DTYPES, BUDGETS)
     for names in kinds:
         assert [name for name in names if name not in text] == []
     assert [d for d in checkpoint.DEPTHS if str(d) not in DEPTHS] == []
+    assert VARIANTS.replace(" or ", ", ").split(", ") == list(RELEASES)
 
 
 BAD = [
@@ -112,6 +115,7 @@ def test_models_that_are_not_there(monkeypatch, tmp_path: Path, capsys: pytest.C
     for arguments, expected in [
         (("info", "nowhere"), "no model 'nowhere'"),
         (("generate", "--model", "FoundationVision/var"), "say which with --depth 16, 20, 24, 30 or 36"),
+        (("generate", "--model", "FoundationVision/Infinity"), "say which with --variant 125m, 2b, 8b or 8b"),
         (("generate", "--depth", "16"), "add --transformer FILE"),
         (("generate", "--model", "a", "--transformer", "b.pth"), "give one of them"),
         (("convert", "missing.pth", "new"), "missing.pth"),

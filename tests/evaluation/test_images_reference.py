@@ -181,7 +181,8 @@ def test_adm_files_are_of_inception(pictures: Tensor, tmp_path: Path):
     space.name = "inception"  # all that such a file can be asked for
     assert reference.fits(space)
     found = measure_reference(reference, space, Shards(tmp_path / "w2", reference.count))
-    assert found.statistics == reference.statistics and len(found.features or []) == 260
+    assert found.statistics == reference.statistics
+    assert found.features is not None and len(found.features) == 260
     np.savez(path, mu=np.zeros(6), sigma=np.eye(6))
     with pytest.raises(InvalidArgumentError, match="statistics are of inception, not of pixels"):
         open_reference(path).check(open_space("pixels"), (32, 32))

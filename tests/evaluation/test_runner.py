@@ -157,20 +157,17 @@ def test_a_stopped_run_ends_with_the_same_figures(
     assert numbers(resumed) == numbers(whole)
 
 
-def test_more_pictures_draw_only_what_is_missing(
-    pipe: VARPipeline, space: FeatureSpace, reference: Reference, tmp_path: Path
-):
-    measured(pipe, space, reference, tmp_path / "grown", count=45)
-    protocol = plan(pipe, 70, space, reference)
+def test_more_pictures_draw_only_what_is_missing(pipe: VARPipeline, space: FeatureSpace, tmp_path: Path):
+    measured(pipe, space, None, tmp_path / "grown", count=25)
+    protocol = plan(pipe, 45, space)
     drawn: list[int] = []
     images = PipelineImages(pipe, protocol)
-    options = {"batch_size": 8, "advance": drawn.append}
-    grown = run(protocol, images, space, reference, tmp_path / "grown", **options)
-    assert sum(drawn) == 30  # the third file had 5 of its 20
-    assert numbers(grown) == numbers(measured(pipe, space, reference, tmp_path / "new", count=70))
-    fewer = measured(pipe, space, reference, tmp_path / "grown", count=30)
-    assert fewer.figures.scores == measured(pipe, space, reference, tmp_path / "few", count=30).figures.scores
-    other = measured(pipe, space, reference, tmp_path / "grown", count=30, ssg=0.5)
+    grown = run(protocol, images, space, None, tmp_path / "grown", batch_size=8, advance=drawn.append)
+    assert sum(drawn) == 25  # the second file had 5 of its 20
+    assert numbers(grown) == numbers(measured(pipe, space, None, tmp_path / "new", count=45))
+    fewer = measured(pipe, space, None, tmp_path / "grown", count=12)
+    assert len(generated_shards(fewer.protocol, tmp_path / "grown").tensor("features")) == 12
+    other = measured(pipe, space, None, tmp_path / "grown", count=12, ssg=0.5)
     assert other.protocol.hash != fewer.protocol.hash and other.protocol.ruler == fewer.protocol.ruler
     assert other.figures.scores != fewer.figures.scores
 
@@ -239,7 +236,7 @@ def test_reports(pipe: VARPipeline, space: FeatureSpace, reference: Reference, t
     assert stored["scores"] == result.figures.scores and stored["preset"] == "cifar10"
     text = file.with_suffix(".md").read_text()
     assert "|  | measured | paper |" in text and "| 1.25 |" in text and "paper: a paper" in text
-    assert result.protocol.hash[:12] in text and "without fd_infinity" in text
+    assert result.protocol.hash[:12] in text and "without FD, N → ∞: needs" in text
     write_result(result, file, heading="tiny")
     assert (
         json.loads(file.read_text())["paper"] is None and "paper" not in file.with_suffix(".md").read_text()

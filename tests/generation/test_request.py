@@ -76,6 +76,15 @@ def test_cfg_from_what_a_caller_writes():
     assert resolve_cfg(given, "extra") is given
 
 
+def test_a_familys_ramp_spreads_single_numbers_only():
+    held = resolve_cfg(2.0, "extra", "linear-hold")
+    assert held == ClassifierFreeGuidance(2.0, ramp="linear-hold")
+    assert held.scales(GRIDS) == (0.0, 1.0, 1.0)
+    assert resolve_cfg([0, 1, 2], "extra", "linear-hold").scales(GRIDS) == (0.0, 1.0, 2.0)
+    described = ClassifierFreeGuidance(2.0)
+    assert resolve_cfg(described, "extra", "linear-hold") is described
+
+
 def test_callables_become_their_values():
     cfg = with_values(ClassifierFreeGuidance(lambda s: s.index, convention="interpolate"), GRIDS)
     assert cfg == ClassifierFreeGuidance([0.0, 1.0, 2.0], convention="interpolate")

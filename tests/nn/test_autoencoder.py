@@ -4,7 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nextscale.nn.autoencoder import Decoder, Downsample, Encoder, ResBlock, SpatialAttention, Upsample
+from nextscale.errors import InvalidArgumentError
+from nextscale.nn.autoencoder import (
+    Decoder,
+    Downsample,
+    Encoder,
+    ResBlock,
+    SpatialAttention,
+    Upsample,
+    check_images,
+    group_norm,
+)
 
 SIZES = dict(ch=8, num_res_blocks=1, z_channels=5, groups=4)
 
@@ -74,3 +84,38 @@ def test_attention_over_all_positions():
     weights = (torch.einsum("bci,bcj->bij", q, k) / 8**0.5).softmax(-1)
     attended = torch.einsum("bij,bcj->bci", weights, v).unflatten(2, (3, 5))
     torch.testing.assert_close(layer(x), x + layer.proj_out(attended))
+
+
+def test_without_attention():
+    sizes = {**SIZES, "ch_mult": (1, 2)}
+    for part in (Encoder, Decoder):
+        with_attention, without = part(**sizes), part(**sizes, attention=False)
+        names = {n for n in with_attention.state_dict() if "attn" not in n}
+        assert set(without.state_dict()) == names < set(with_attention.state_dict())
+    z = Encoder(**sizes, attention=False)(torch.randn(1, 3, 8, 4))
+    assert Decoder(**sizes, attention=False)(z).shape == (1, 3, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "expected"),
+    [(64, 32, 32), (64, (32, 24), 32), (96, (32, 24), 32), (72, (32, 24), 24)],
+)
+def test_the_first_number_of_groups_that_divides(channels: int, groups: int | tuple[int, ...], expected: int):
+    assert group_norm(channels, groups).num_groups == expected
+
+
+def test_groups_that_do_not_divide():
+    for groups in (32, (32, 24)):
+        with pytest.raises(ValueError, match="divisible"):
+            group_norm(20, groups)
+
+
+def test_pictures_are_checked():
+    check_images(torch.zeros(2, 3, 8, 12), channels=3, multiple=4)
+    for images in (torch.zeros(2, 3, 8, 10), torch.zeros(2, 1, 8, 8), torch.zeros(3, 8, 8)):
+        with pytest.raises(
+            InvalidArgumentError, match=r"\(B, 3, H, W\) .* multiples of 4, got torch.float32"
+        ):
+            check_images(images, channels=3, multiple=4)
+    with pytest.raises(InvalidArgumentError, match=r"got torch\.uint8"):
+        check_images(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), channels=3, multiple=4)

@@ -136,8 +136,7 @@ def schedule_of(pipe: Any, arguments: Mapping[str, Any]) -> ScaleSchedule:
     choose = getattr(pipe, "schedule_for", None)
     if choose is None:
         return cast("ScaleSchedule", pipe.schedule)
-    known = inspect.signature(choose).parameters
-    return cast("ScaleSchedule", choose(**{k: v for k, v in arguments.items() if k in known}))
+    return cast("ScaleSchedule", choose(**{k: v for k, v in arguments.items() if k in SIZE}))
 
 
 @dataclass(frozen=True)

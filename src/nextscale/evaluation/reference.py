@@ -93,9 +93,10 @@ class Reference:
         """Raises InvalidArgumentError if pictures of this size cannot be compared with it in this space."""
         if self.images is None and not self.fits(space):
             stored = (self.space or {}).get("name", "nothing")
+            other = "other weights of it" if stored == space.name else str(stored)
             raise InvalidArgumentError(
-                f"the reference {self.name} holds no pictures, and its statistics are of {stored}, not of "
-                f"{space.name} with these weights; use --features {stored} or a reference with pictures"
+                f"the reference {self.name} holds no pictures, and its statistics are of {other}, not of "
+                f"{space.name} as it is used here; use those features or a reference with pictures"
             )
         if self.images is not None and self.images.size != size:
             (h, w), (height, width) = self.images.size, size

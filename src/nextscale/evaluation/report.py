@@ -13,6 +13,7 @@ from nextscale.evaluation.paper import Published
 from nextscale.evaluation.runner import Result
 
 Row = tuple[str, ...]
+LEAST = 0.1  # below, two decimals say too little
 
 TITLES = {
     "fid": "FID",
@@ -124,7 +125,10 @@ def _cell(figures: Figures, name: str) -> str:
         low, high = figures.details["accuracy_interval"]
         return f"{value:.1%} ({low:.1%} to {high:.1%})"
     error = figures.errors.get(name)
-    return _number(name, value) + (f" ± {_number(name, error)}" if error is not None else "")
+    shown = _number(name, value)
+    if error is None:
+        return shown
+    return f"{shown} ± {error:.2f}" if abs(value) >= LEAST else f"{shown} ± {error:.2g}"
 
 
 def _number(name: str, value: float) -> str:
@@ -132,7 +136,7 @@ def _number(name: str, value: float) -> str:
         return f"{1000 * value:.3f}"
     if name in ("precision", "recall", "density", "coverage"):
         return f"{value:.3f}"
-    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+    return f"{value:.2f}" if abs(value) >= LEAST else f"{value:.2g}"
 
 
 def plain(rows: Sequence[Row]) -> Iterable[str]:

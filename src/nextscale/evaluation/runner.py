@@ -44,6 +44,8 @@ class Result:
         return {
             "protocol_hash": self.protocol.hash,
             "ruler_hash": self.protocol.ruler,
+            "images": self.protocol.images,
+            "images_per_class": self.protocol.per_class,
             "scores": self.figures.scores,
             "standard_errors": self.figures.errors,
             "details": self.figures.details,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,12 @@ from nextscale.errors import CheckpointError
 from nextscale.weights.layout import CONFIG, locate, read_config
 from nextscale.weights.official import is_sharded
 
-_PARTS = ("pipeline", "checkpoint")
 WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 def families() -> tuple[str, ...]:
     """The names of all families, in alphabetical order."""
-    packages = [m.name for m in pkgutil.iter_modules(__path__) if m.ispkg]
-    return tuple(sorted(n for n in packages if all(find_spec(f"{__name__}.{n}.{part}") for part in _PARTS)))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.ispkg))
 
 
 def pipeline_class(family: str) -> Any:
@@ -105,14 +103,26 @@ def recognise(path: Path) -> tuple[str, ...]:
     They are known by the names of their tensors; no numbers are read.
     Raises CheckpointError for a file that is no weight file; among those of a folder such are passed over.
     """
+    if not path.is_dir():
+        return tuple(sorted(_recognising(path)))
     found: set[str] = set()
-    for weights in _weights_in(path) if path.is_dir() else [path]:
-        try:
-            found |= {family for family in families() if _checkpoint(family).recognises(weights)}
-        except CheckpointError:
-            if weights == path:
-                raise
+    for weights in _weights_in(path):
+        with suppress(CheckpointError):
+            found |= _recognising(weights)
     return tuple(sorted(found))
+
+
+def _recognising(weights: Path) -> set[str]:
+    found, problems = set(), []
+    for family in families():
+        try:
+            if _checkpoint(family).recognises(weights):
+                found.add(family)
+        except CheckpointError as problem:  # perhaps its tensors are nested, which other families know
+            problems.append(problem)
+    if len(problems) == len(families()):
+        raise problems[0]
+    return found
 
 
 def _weights_in(folder: Path) -> Iterator[Path]:

@@ -129,9 +129,9 @@ def encode_prompts(
     texts = [prompts] if isinstance(prompts, str) else prompts
     if not isinstance(texts, Sequence) or not texts:
         raise InvalidArgumentError(f"{name} must be a text, several, or TextFeatures; got {prompts!r}")
-    wrong = next((t for t in texts if not isinstance(t, str)), None)
-    if wrong is not None:
-        raise InvalidArgumentError(f"{name} must be texts, but one is {wrong!r}")
+    wrong = [t for t in texts if not isinstance(t, str)]
+    if wrong:
+        raise InvalidArgumentError(f"{name} must be texts, but one is {wrong[0]!r}")
     if encoder is None:
         raise InvalidArgumentError(
             f"this pipeline has no text encoder, so {name} cannot be strings: give it one with "

@@ -147,6 +147,23 @@ def call_settings(
     }
 
 
+def given_maps(maps: Sequence[Tensor], grids: Sequence[Grid], count: int) -> list[Tensor]:
+    """Token maps of the first scales, checked already but for their number, for ``count`` pictures.
+
+    maps: ``(B, h, w, ...)`` or flat ``(B, h * w, ...)`` with B = 1, one for all pictures, or B = count.
+    Returns int64 ``(count, h, w, ...)`` tensors.
+    """
+    shaped = []
+    for tokens, (h, w) in zip(maps, grids, strict=False):
+        rest = tokens.shape[3:] if tuple(tokens.shape[1:3]) == (h, w) else tokens.shape[2:]
+        shaped.append(tokens.reshape(len(tokens), h, w, *rest).long())
+    if shaped and len(shaped[0]) not in (1, count):
+        raise InvalidArgumentError(
+            f"given_tokens are for {len(shaped[0])} pictures, but {count} are made; give one or {count}"
+        )
+    return [t.expand(count, *t.shape[1:]) for t in shaped]
+
+
 def spans(count: int, batch_size: int) -> Iterator[slice]:
     """Consecutive slices of at most ``batch_size``."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:

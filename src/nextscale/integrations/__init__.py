@@ -7,7 +7,7 @@ FoundationVision/Infinity; :class:`SpatialGuidanceHook` goes into any other next
 
 from __future__ import annotations
 
-from nextscale.integrations.guide import ModelGuide, guide
+from nextscale.integrations.context import ModelGuide, guide
 from nextscale.integrations.hook import SpatialGuidanceHook
 
 __all__ = ["ModelGuide", "SpatialGuidanceHook", "guide"]

@@ -20,6 +20,7 @@ from threading import RLock
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nextscale.errors import GridError, InvalidArgumentError
@@ -111,53 +112,59 @@ class _Sampler:
     """Stands in for one sampling function, in one module, for as long as guides need it there."""
 
     def __init__(self, namespace: dict[str, Any], name: str) -> None:
-        self._namespace, self._name = namespace, name
-        self._found: Callable[..., Any] = namespace[name]
-        self._guides: list[ModelGuide] = []
-        self._methods = {METHOD}
+        self.namespace, self.name = namespace, name
+        self.found: Callable[..., Any] = namespace[name]
+        self.guides: list[ModelGuide] = []
+        self.methods = {METHOD}
+        # torch.compile must not trace what looks at the stack; where nobody compiles, it is not even loaded.
+        compiling = "torch._dynamo" in sys.modules
+        self._guide_draw = torch.compiler.disable(_guide_draw) if compiling else _guide_draw
         # Name and documentation, but not the attributes: a wrapper of another stand-in carries copies of its.
-        update_wrapper(self, self._found, updated=())
+        update_wrapper(self, self.found, updated=())
 
     @classmethod
     def join(cls, guide: ModelGuide, loop: SamplingLoop, name: str) -> _Sampler:
         """The stand-in that is there already, or a new one over whatever is."""
         current = loop.namespace[name]
         sampler = current if isinstance(current, cls) else cls(loop.namespace, name)
-        sampler._guides.append(guide)
-        sampler._methods.add(loop.name)
+        sampler.guides.append(guide)
+        sampler.methods.add(loop.name)
         loop.namespace[name] = sampler
         return sampler
 
     def leave(self, guide: ModelGuide) -> None:
         """One guide less; the last one puts back what the first one found."""
-        self._guides.remove(guide)
-        current = self._namespace.get(self._name)
+        self.guides.remove(guide)
+        current = self.namespace.get(self.name)
         covered = current is not self and isinstance(current, _Sampler)
-        if not self._guides and not covered:
-            self._namespace[self._name] = self._found
+        if not self.guides and not covered:
+            self.namespace[self.name] = self.found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        frames = find_frames(sys._getframe(1), self._namespace, self._methods)
-        if frames:
-            self._guide(frames, args, kwargs)
-        return self._found(*args, **kwargs)
+        self._guide_draw(self, args, kwargs)
+        return self.found(*args, **kwargs)
 
-    def _guide(self, frames: list[FrameType], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        loop = frames[-1]
-        model = read_model(loop)
-        guides = _ACTIVE.get(id(model))
-        # Where someone put a wrapper between two stand-ins both are asked; only the one may act that the
-        # guide entered last has joined.
-        if not guides or guides[-1] not in self._guides:
-            return
-        acting, memory = guides[-1], loop.f_locals
-        generation = memory.get(_GENERATION)
-        if generation is None or generation.guide is not acting:
-            generation = memory[_GENERATION] = _Generation(acting, model, memory)
-        logits = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), None)
-        if logits is None:
-            raise InvalidArgumentError(f"{self._name} was called without logits")
-        generation.guide_in_place(logits, frames)
+
+def _guide_draw(sampler: _Sampler, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Guide what a sampling function was called with, if a guided model generates."""
+    frames = find_frames(sys._getframe(1), sampler.namespace, sampler.methods)
+    if not frames:
+        return
+    loop = frames[-1]
+    model = read_model(loop)
+    guides = _ACTIVE.get(id(model))
+    # Where someone put a wrapper between two stand-ins both are asked; only the one may act that the guide
+    # entered last has joined.
+    if not guides or guides[-1] not in sampler.guides:
+        return
+    acting, memory = guides[-1], loop.f_locals
+    generation = memory.get(_GENERATION)
+    if generation is None or generation.guide is not acting:
+        generation = memory[_GENERATION] = _Generation(acting, model, memory)
+    logits = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    if logits is None:
+        raise InvalidArgumentError(f"{sampler.name} was called without a tensor of logits")
+    generation.guide_in_place(logits, frames)
 
 
 class _Generation:

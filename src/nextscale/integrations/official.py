@@ -3,7 +3,7 @@
 The repositories of VAR, HART and Infinity, and their forks, have in common a method
 ``autoregressive_infer_cfg`` that runs the whole loop, and a sampling function that gets every step's logits
 after classifier-free guidance. The method finds that function in its module's globals, which is where
-:mod:`nextscale.integrations.guide` puts itself. The rest is read from the running method's own frame: the
+:mod:`nextscale.integrations.context` puts itself. The rest is read from the running method's own frame: the
 model, the grids, Infinity's temperatures, and the cells HART draws at its last scale.
 """
 
@@ -75,9 +75,10 @@ def find_loops(model: Any) -> tuple[Any, tuple[SamplingLoop, ...]]:
 def _refusal(model: Any, found: str) -> InvalidArgumentError:
     return InvalidArgumentError(
         f"guide() looked for what the models of VAR, HART and Infinity have: a method {METHOD} that draws "
-        f"with {' or '.join(SAMPLERS)}. This is a {type(model).__name__}: {found}. In a loop of your own "
-        f"use nextscale.integrations.SpatialGuidanceHook, see docs/integrations.md; the pipelines of "
-        f"nextscale take ssg=... themselves."
+        f"with {SAMPLERS[0]} or {SAMPLERS[1]}. It was given an object of type "
+        f"{type(model).__name__}: {found}. In a sampling loop of your own, use "
+        f"nextscale.integrations.SpatialGuidanceHook, see docs/integrations.md; the pipelines of nextscale "
+        f"take ssg=... themselves."
     )
 
 
@@ -161,23 +162,28 @@ def read_temperatures(arguments: Mapping[str, Any], steps: int) -> tuple[float, 
 
 
 def by_cell(logits: Tensor, cells: int) -> Tensor:
-    """Logits ``(B, l, C)`` as they are, Infinity's ``(B, l * bits, 2)`` as ``(B, l, bits, 2)``."""
-    if (
-        logits.ndim == 3
-        and logits.shape[1] != cells
-        and logits.shape[2] == 2
-        and logits.shape[1] % cells == 0
-    ):
-        return logits.reshape(len(logits), cells, -1, 2)
+    """Logits ``(B, l, C)`` as they are, Infinity's ``(B, l * bits, 2)`` as ``(B, l, bits, 2)``.
+
+    Raises:
+        GridError: if they have other than three axes.
+    """
+    if logits.ndim != 3:
+        raise GridError(f"{METHOD} draws from logits of shape {tuple(logits.shape)}; expected (B, l, C)")
+    batch, rows, choices = logits.shape
+    if choices == 2 and rows > cells and rows % cells == 0:
+        return logits.reshape(batch, cells, rows // cells, 2)
     return logits
 
 
 def read_positions(frames: Iterable[FrameType], logits: Tensor, cells: int) -> Tensor:
     """Which cells of the grid a masked draw predicts, int64 ``(B, l)``, ascending per sample.
 
-    logits: ``(B, l, C)`` with ``l < cells``.
-
     The loop has them as a mask ``(B, cells)``: by its official name, or else the only one that marks as many.
+
+    Args:
+        frames: where to look, in this order.
+        logits: of the draw, ``(B, l, C)`` with ``l < cells``.
+        cells: of the whole grid.
 
     Raises:
         GridError: if there is no such mask, or several.

@@ -123,7 +123,8 @@ def _shards(index: Path) -> dict[str, list[str]]:
         raise CheckpointError(f"{where} is not the index of a sharded checkpoint: {error!r}") from None
     shards: dict[str, list[str]] = {}
     for name, file in pairs:
-        if not isinstance(file, str) or PurePosixPath(file).name != file or "\\" in file:
+        plain = isinstance(file, str) and PurePosixPath(file).name == file and "\\" not in file
+        if not plain or file in {"", ".."}:
             raise CheckpointError(f"{where} points to {file!r}, which is no file of its folder")
         shards.setdefault(file, []).append(name)
     if not shards:

@@ -1,4 +1,4 @@
-"""HARTPipeline's promises: seeds, pairing, guidance, text, settings, files, memory, and errors that help."""
+"""HARTPipeline's promises: seeds, pairing, guidance, text, settings, files, and errors that help."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ from torch import Tensor
 from nextscale import ClassifierFreeGuidance, HARTPipeline, ScaledSpatialGuidance
 from nextscale.errors import CheckpointError, GridError, InvalidArgumentError, ModelNotFoundError
 from nextscale.families.hart.diffusion import LATENT_SCALE
-from nextscale.families.hart.memory import estimate_memory
 from nextscale.families.hart.text import PUBLISHED, PUBLISHED_WIDTH, HARTTextEncoder
-from nextscale.families.hart.tokenizer import HARTTokenizerConfig
-from nextscale.families.hart.transformer import HARTTransformerConfig
 from nextscale.families.text import TextFeatures
 from nextscale.generation.loop import StepInfo
 from nextscale.generation.request import GenerationOutput
@@ -639,7 +636,7 @@ def test_given_tokens_of_other_grids(pipe: HARTPipeline):
         pipe("cat", given_tokens=[torch.zeros(1, 2, 2).long()])
 
 
-# ---------------------------------------------------------------------- pictures and memory
+# ---------------------------------------------------------------------- pictures
 
 
 def test_reconstruction(pipe: HARTPipeline):
@@ -653,64 +650,3 @@ def test_reconstruction(pipe: HARTPipeline):
     assert [p.size for p in pipe.reconstruct(pictures)] == [(8, 8)] * 2
     with pytest.raises(InvalidArgumentError, match="pictures must be 8x8 pixels for this model, got 9x8"):
         pipe.reconstruct(Image.new("RGB", (9, 8)))
-
-
-# What takes most of the memory, one after the other: logits, the cache, the blocks, the residual head, the
-# decoder.
-SIZES: list[dict[str, Any]] = [
-    dict(vocab_size=1024),
-    dict(vocab_size=1024, batch=2, options=dict(mask_iterations=4, ssg=0.5)),
-    dict(vocab_size=16, depth=8, options=dict(guidance_scale=0)),
-    dict(vocab_size=16, mlp_hidden=1024, options=dict(residual=False)),
-    dict(vocab_size=16, embed_dim=256, mlp_hidden=32, depth=1, options=dict(residual=False)),
-    dict(vocab_size=16, diff_width=512),
-    dict(vocab_size=16, ch=32, ch_mult=(1, 1, 2)),
-]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_memory_estimates(
-    sizes: dict[str, Any], dtype: torch.dtype, tiny: Callable, prompts: Callable, live_bytes: Callable
-):
-    sizes = dict(sizes)
-    batch, options = sizes.pop("batch", 1), sizes.pop("options", {})
-    made = tiny((1, 2, 4, 8, 12, 16), **{"context_token": 20, "embed_dim": 64, **sizes})
-    made.transformer.to(dtype)
-    made.tokenizer.to(dtype)
-    weights = [t for m in (made.transformer, made.tokenizer) for t in m.state_dict().values()]
-    text = prompts(batch, tokens=20)
-    made(text, seed=0, batch_size=batch, **options)  # what is made once and kept is not counted
-    with live_bytes([*weights, text.features, text.mask]) as live:
-        made(text, seed=0, batch_size=batch, output_type="pt", **options)
-    estimate = made.memory_estimate(
-        batch,
-        guided=options.get("guidance_scale", 1) > 0,
-        ssg="ssg" in options,
-        mask_iterations=options.get("mask_iterations", 1),
-    )
-    measured = live.peak + sum(t.nbytes for t in weights)
-    assert abs(estimate.total - measured) < 0.15 * measured, (str(estimate), measured)
-
-
-def test_memory_of_the_published_model():
-    """Nothing is allocated for it, and its parts can be read."""
-    sizes = HARTTransformerConfig(), HARTTokenizerConfig(patch_nums=HARTTransformerConfig().patch_nums)
-    exact, half = (estimate_memory(*sizes, dtype=d) for d in (torch.float32, torch.bfloat16))
-    assert exact.weights == pytest.approx(4 * (732.62e6 + 108.95e6), rel=1e-3)
-    assert exact.cache == 2 * 24 * 2 * 9750 * 1536 * 4
-    assert (half.weights, half.cache) == (exact.weights // 2, exact.cache // 2)
-    assert exact.total == exact.weights + exact.cache + exact.activations
-    four = estimate_memory(*sizes, batch=4)
-    assert four.cache == 4 * exact.cache
-    assert four.decoder < 1.1 * exact.decoder  # pictures are decoded one by one
-    alone = estimate_memory(*sizes, guided=False)
-    assert alone.cache == exact.cache // 2
-
-
-def test_memory_estimate_takes_the_pipelines_dtype_or_another(pipe: HARTPipeline):
-    own, half = pipe.memory_estimate(3), pipe.memory_estimate(3, "bfloat16")
-    assert own == pipe.memory_estimate(3, "float32")
-    assert half.weights * 2 == own.weights
-    with pytest.raises(InvalidArgumentError, match="unknown dtype"):
-        pipe.memory_estimate(1, "int8")

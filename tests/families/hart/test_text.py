@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2Model, Qwen2VLConfig, Qwen2VLModel
 
+from nextscale import HARTPipeline
 from nextscale.errors import (
     InvalidArgumentError,
     MissingDependencyError,
@@ -289,3 +291,26 @@ def test_without_transformers_the_message_names_the_extra(monkeypatch: pytest.Mo
 def test_bad_lengths(length: Any):
     with pytest.raises(InvalidArgumentError, match="context_token must be a positive whole number"):
         HARTTextEncoder(context_token=length, device="cpu")
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+@pytest.mark.filterwarnings("ignore:HART's weights were trained")
+def test_from_prompts_to_pictures(folder: Path, model: Any, tokenizer: Any, tiny: Callable, tmp_path: Path):
+    """The whole way, with the encoder loaded by name, let go, and loaded again."""
+    made = tiny(context_token=24, context_dim=32)
+    made.save_pretrained(tmp_path)
+    pipe = HARTPipeline.from_pretrained(tmp_path, text_encoder=folder, device="cpu")
+    out = pipe(PROMPTS, seed=0, output_type="pt")
+    assert out.settings["prompts"] == PROMPTS
+    features = pipe.encode_prompts(PROMPTS)
+    assert torch.equal(features.features, encoder(model, tokenizer, None)(PROMPTS).features)
+    pipe.text_encoder.release()
+    assert torch.equal(pipe(features, seed=0, output_type="pt").images, out.images)
+    assert pipe.text_encoder._model is None  # features need no encoder
+    assert torch.equal(pipe(PROMPTS, seed=0, output_type="pt").images, out.images)
+    prefixed = HARTPipeline(made.transformer, made.tokenizer, text_encoder=encoder(model, tokenizer))
+    other = prefixed(PROMPTS, seed=0, output_type="pt")
+    assert other.settings["system_prompt_sha256"] == hashlib.sha256(PREFIX.encode()).hexdigest()
+    assert not torch.allclose(other.images, out.images, atol=1e-2)

@@ -23,6 +23,7 @@ class HARTForT2I(nn.Module):
         self.rng = torch.Generator()
         self.codes = nn.Embedding(V, C)
         self.head = nn.Linear(C, V)
+        self.masks = []  # what every masked draw predicts, for the tests to look at
 
     def get_logits(self, features, context):
         return 3 * self.head(features + context[:, -1:]).float()
@@ -54,6 +55,7 @@ class HARTForT2I(nn.Module):
             following = nn.functional.adaptive_avg_pool2d(f_hat, self.patch_nums[si + 1])
             next_token_map = following.flatten(2).transpose(1, 2).repeat(2, 1, 1)
 
+        self.masks.clear()
         area = final**2
         mask = torch.ones(B, area)
         tokens = torch.zeros(B, area, self.codes.embedding_dim)
@@ -67,6 +69,7 @@ class HARTForT2I(nn.Module):
             else:
                 mask_to_pred = torch.logical_xor(mask.bool(), mask_next)
             mask = mask_next
+            self.masks.append(mask_to_pred)
             cur_mask = torch.cat([mask_to_pred, mask_to_pred]).nonzero(as_tuple=True)
             both = self.get_logits(next_token_map[cur_mask].reshape(2 * B, -1, f_hat.shape[1]), context)
             logits_BlV = (1 + t) * both[:B] - t * both[B:]

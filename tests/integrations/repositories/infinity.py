@@ -30,7 +30,7 @@ class Infinity(nn.Module):
         self.head = nn.Linear(C, 2 * self.d_vae)
 
     def get_logits(self, hidden, condition):
-        return 3 * self.head(hidden + condition[:, None]).float()
+        return self.head(hidden + condition[:, None]).float()
 
     @torch.no_grad()
     def autoregressive_infer_cfg(

@@ -29,6 +29,7 @@ from nextscale.generation.request import (
     check_pair,
     convert_images,
     draw_batches,
+    given_maps,
     image_tensor,
     resolve_cfg,
     resolve_seeds,
@@ -320,12 +321,7 @@ class HARTPipeline:
                 f"{len(maps)} maps of given_tokens for {self.schedule.num_steps} scales"
             )
         self.tokenizer.partial_sums(maps)  # raises where shapes or values are wrong
-        tokens = [m.reshape(len(m), *grid) for m, grid in zip(maps, self.schedule, strict=False)]
-        if len(tokens[0]) not in (1, count):
-            raise InvalidArgumentError(
-                f"given_tokens are for {len(tokens[0])} pictures, but {count} are made; give one or {count}"
-            )
-        return [t.expand(count, -1, -1) for t in tokens]
+        return given_maps(maps, self.schedule.grids, count)
 
     def _system_prompt_digest(self) -> str | None:
         prompt = getattr(self.text_encoder, "system_prompt", None)

@@ -18,7 +18,7 @@ from nextscale.errors import CheckpointError
 from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
 from nextscale.nn.placement import Placement
-from nextscale.scales import Grid
+from nextscale.scales import Grid, ScaleSchedule
 from nextscale.weights.hub import download, is_repo_id
 from nextscale.weights.official import (
     as_checkpoint_error,
@@ -304,6 +304,9 @@ def infer_tokenizer(
     require(shapes, needed, path, _TOKENIZER, cause=cause)
     ch, in_channels = shapes["encoder.conv_in.weight"].shape[:2]
     bits = shapes["encoder.conv_out.weight"].shape[0]
+    sides = (
+        None if patch_nums is None else tuple(ScaleSchedule.from_sides(patch_nums).sides)
+    )  # not the file's fault
     with as_checkpoint_error(path):
         return InfinityTokenizerConfig(
             bits=bits,
@@ -313,7 +316,7 @@ def infer_tokenizer(
             num_res_blocks=count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
             in_channels=in_channels,
             patchify=token_bits is not None and _is_patchify(token_bits, bits),
-            patch_nums=None if patch_nums is None else tuple(patch_nums),
+            patch_nums=sides,
         )
 
 

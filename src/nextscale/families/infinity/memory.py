@@ -23,7 +23,7 @@ def estimate_memory(
     text_tokens: int = TEXT_TOKENS,
     tile: int | None = None,
 ) -> MemoryEstimate:
-    """Bytes for making ``batch`` pictures at once.
+    """Bytes for making ``batch`` pictures at once, decoded one by one.
 
     guided: with classifier-free guidance, which doubles the rows. text_tokens: of the longest prompt.
     tile: rows of cells decoded at a time; ``None`` for all.
@@ -42,15 +42,16 @@ def estimate_memory(
     decoder = decoder_peak(
         [tokenizer.ch * m for m in tokenizer.decoder_ch_mult],
         (h * tokenizer.patch, w * tokenizer.patch),
-        batch=batch,
+        batch=1,
         num_res_blocks=tokenizer.num_res_blocks,
         itemsize=size,
         channels=tokenizer.in_channels,
         strip=tile,
     )
+    pictures = batch * h * w * (tokenizer.patch * tokenizer.reduction) ** 2 * tokenizer.in_channels * 4
     return MemoryEstimate(
         weights=weight_bytes(models, dtype),
         cache=2 * depth * rows * cached * width * size,
         activations=rows * longest * max(feed_forward, attention),
-        decoder=decoder,
+        decoder=decoder + pictures,
     )

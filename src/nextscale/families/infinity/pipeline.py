@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nextscale.errors import CheckpointError, InvalidArgumentError, warn
+from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.families.infinity import checkpoint
 from nextscale.families.infinity.memory import TEXT_TOKENS, estimate_memory
-from nextscale.families.infinity.schedules import FULL, schedule_for, snap
-from nextscale.families.infinity.session import ON_LOGITS, InfinitySession
+from nextscale.families.infinity.request import (
+    ON_LOGITS,
+    Grids,
+    resolve_layers,
+    resolve_schedule,
+    resolve_steps,
+)
+from nextscale.families.infinity.schedules import FULL
+from nextscale.families.infinity.session import InfinitySession
 from nextscale.families.infinity.text import PUBLISHED, T5TextEncoder
 from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
@@ -30,6 +37,7 @@ from nextscale.generation.request import (
     check_output_type,
     convert_images,
     draw_batches,
+    given_maps,
     image_tensor,
     resolve_cfg,
     resolve_seeds,
@@ -50,8 +58,6 @@ FAMILY = "infinity"
 OFFICIAL_DEFAULTS = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 0.97, "pixels": FULL}
 PUBLISHED_WIDTH = 2048  # channels of the features of the published text encoder
 WORDS = "words"  # how the layout names the encoder that needs no weights
-
-Grids = ScaleSchedule | Sequence[int | Grid]
 
 
 class InfinityPipeline:
@@ -180,7 +186,7 @@ class InfinityPipeline:
     @property
     def schedule(self) -> ScaleSchedule:
         """The grids of a call that does not name a size."""
-        return self.tokenizer.schedule or schedule_for(1.0, self.defaults["pixels"])
+        return self.schedule_for()
 
     @property
     def device(self) -> torch.device:
@@ -200,46 +206,14 @@ class InfinityPipeline:
         h, w = self.tokenizer.cells(schedule).final
         return h * self.tokenizer.config.reduction, w * self.tokenizer.config.reduction
 
-    def schedule_for(
-        self,
-        *,
-        aspect_ratio: float | str | None = None,
-        pixels: str | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        schedule: Grids | None = None,
-    ) -> ScaleSchedule:
-        """The grids for one of three ways to name a size; see :meth:`__call__`.
+    def schedule_for(self, **size: Any) -> ScaleSchedule:
+        """The grids for ``aspect_ratio``, ``pixels``, ``height``, ``width`` or ``schedule``, as in a call.
 
         Raises InvalidArgumentError if they are mixed, or name what is not there.
         """
-        by_ratio = aspect_ratio is not None or pixels is not None
-        by_sides = height is not None or width is not None
-        if by_ratio + by_sides + (schedule is not None) > 1:
-            raise InvalidArgumentError(
-                "name the size in one way: aspect_ratio and pixels, or height and width, or schedule"
-            )
-        if schedule is not None:
-            grids = schedule if isinstance(schedule, ScaleSchedule) else ScaleSchedule.from_sides(schedule)
-            self.transformer.check_schedule(grids)
-            return grids
-        if (by_ratio or by_sides) and self.tokenizer.schedule is not None:
-            h, w = self.image_size
-            raise InvalidArgumentError(f"this model makes pictures of one size, {w}x{h} (width x height)")
-        if by_sides:
-            return self._snapped(height, width)
-        if not by_ratio:
-            return self.schedule
-        return schedule_for(1.0 if aspect_ratio is None else aspect_ratio, pixels or self.defaults["pixels"])
-
-    def _snapped(self, height: int | None, width: int | None) -> ScaleSchedule:
-        if height is None or width is None:
-            raise InvalidArgumentError(f"give both height and width, got {height} and {width}")
-        found = snap(height, width)
-        if found.size != (height, width):
-            h, w = found.size
-            warn(f"{width}x{height} (width x height) is no size of this model; the nearest, {w}x{h}, is made")
-        return found.schedule
+        grids = resolve_schedule(self.tokenizer.schedule or self.defaults["pixels"], **size)
+        self.transformer.check_schedule(grids)
+        return grids
 
     # ------------------------------------------------------------------ generation
 
@@ -294,7 +268,7 @@ class InfinityPipeline:
         batch_size: pictures made at once; for what they take see :meth:`memory_estimate`.
         on_step: called with a :class:`~nextscale.generation.loop.StepInfo` after every step of every batch.
         output_type: ``"pil"``, ``"pt"`` or ``"np"``; see :class:`GenerationOutput`.
-        tile: decode in strips of this many rows of cells, to save memory: slower, and the same up to rounding.
+        tile: decode in strips of this many rows of cells, to save memory: slower, but the same picture.
 
         ``None`` takes the model's default. Raises InvalidArgumentError naming the value and what is allowed.
 
@@ -305,11 +279,11 @@ class InfinityPipeline:
         grids = self.schedule_for(
             aspect_ratio=aspect_ratio, pixels=pixels, height=height, width=width, schedule=schedule
         )
-        steps = _steps(stop_after, grids)
-        layers = _layers(guidance_layer, self.transformer.config.depth)
+        steps = resolve_steps(stop_after, grids)
+        layers = resolve_layers(guidance_layer, self.transformer.config.depth)
         scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
-        cfg = with_values(resolve_cfg(scale, "interpolate"), grids)
-        spatial = with_values(resolve_ssg(ssg, self.defaults), grids)
+        cfg = with_values(resolve_cfg(scale, "interpolate"), grids.grids)
+        spatial = with_values(resolve_ssg(ssg, self.defaults), grids.grids)
         filters = self._filters(grids, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
         guidance = GuidanceChain([cfg if ON_LOGITS in layers else None, spatial])
         texts, features = encode_prompts(prompts, self.text_encoder)
@@ -345,12 +319,7 @@ class InfinityPipeline:
             return session, draw
 
         images, tokens = draw_batches(
-            len(features),
-            batch_size,
-            begin,
-            guidance,
-            lambda latent: self.tokenizer.decode_latent(latent, tile),
-            on_step,
+            len(features), batch_size, begin, guidance, self._decoder(tile), on_step
         )
         settings = call_settings(
             family=FAMILY,
@@ -389,17 +358,17 @@ class InfinityPipeline:
         if len(maps) > grids.num_steps:
             raise InvalidArgumentError(f"{len(maps)} maps of given_tokens for {grids.num_steps} scales")
         self.tokenizer.partial_sums(maps, grids)  # raises where shapes or values are wrong
-        config = self.tokenizer.config
-        tokens = [m if m.shape[-1] == config.token_bits else self.tokenizer.tokens(m) for m in maps]
-        tokens = [m.reshape(len(m), *grid, -1).long() for m, grid in zip(tokens, grids, strict=False)]
-        if len(tokens[0]) not in (1, count):
-            raise InvalidArgumentError(
-                f"given_tokens are for {len(tokens[0])} pictures, but {count} are made; give one or {count}"
-            )
-        return [t.expand(count, -1, -1, -1) for t in tokens]
+        bits = self.tokenizer.config.token_bits
+        tokens = [m if m.shape[-1] == bits else self.tokenizer.tokens(m) for m in maps]
+        return given_maps(tokens, grids.grids, count)
+
+    def _decoder(self, tile: int | None) -> Callable[[Tensor], Tensor]:
+        """One picture at a time: a decoder takes much memory, and gains nothing from batches."""
+        return lambda latent: torch.cat([self.tokenizer.decode_latent(f, tile) for f in latent.split(1)])
 
     # ------------------------------------------------------------------ further uses
 
+    @torch.no_grad()
     def reconstruct(
         self,
         images: Tensor | Image.Image | Sequence[Image.Image],
@@ -419,8 +388,7 @@ class InfinityPipeline:
         size = (first.height, first.width) if isinstance(first, Image.Image) else self.image_size
         pictures = image_tensor(images, size)
         latent = self.tokenizer.partial_sums(self.tokenizer.encode(pictures, grids), grids)[-1]
-        with torch.no_grad():
-            return convert_images(self.tokenizer.decode_latent(latent, tile), output_type)
+        return convert_images(self._decoder(tile)(latent), output_type)
 
     def memory_estimate(
         self,
@@ -459,35 +427,6 @@ def _as_encoder(given: Any, transformer: InfinityTransformer) -> TextEncoder | N
         return T5TextEncoder(given, max_length=config.text_length, device=transformer.device)
     encoder: TextEncoder | None = given
     return encoder
-
-
-def _layers(given: int | Sequence[int], depth: int) -> tuple[int, ...]:
-    """Where guidance acts, checked."""
-    layers = tuple(given) if isinstance(given, Sequence) else (given,)
-    for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int):
-            raise InvalidArgumentError(f"guidance_layer is a whole number or several, got {given!r}")
-        if layer == 1:
-            raise InvalidArgumentError(
-                "guidance_layer 1 means guidance on probabilities in the official code, which announces it "
-                "but never applies it; use 0 for the logits, or guidance_scale=1 for no guidance"
-            )
-        if not -depth < layer <= 0:
-            raise InvalidArgumentError(
-                f"guidance_layer must be 0 (the logits) or -1 to -{depth - 1} (blocks, counted from the "
-                f"last), got {layer}"
-            )
-    if not layers:
-        raise InvalidArgumentError("guidance_layer is empty; for no guidance use guidance_scale=1")
-    return layers
-
-
-def _steps(stop_after: int | None, grids: ScaleSchedule) -> int:
-    if stop_after is None:
-        return grids.num_steps
-    if isinstance(stop_after, bool) or not isinstance(stop_after, int) or not 0 < stop_after <= len(grids):
-        raise InvalidArgumentError(f"stop_after must be 1 to {len(grids)} scales, got {stop_after!r}")
-    return stop_after
 
 
 PIPELINE = InfinityPipeline

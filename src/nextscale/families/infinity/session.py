@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nextscale.families.infinity.bits import to_cells
+from nextscale.families.infinity.request import ON_LOGITS
 from nextscale.families.infinity.tokenizer import InfinityTokenizer
 from nextscale.families.infinity.transformer import InfinityTransformer, Memory
 from nextscale.families.text import TextFeatures
@@ -15,8 +16,6 @@ from nextscale.guidance.base import CONDITIONAL, UNCONDITIONAL, GuidanceStep
 from nextscale.guidance.cfg import classifier_free_guidance
 from nextscale.nn.cache import KVCache
 from nextscale.scales import ScaleSchedule
-
-ON_LOGITS = 0
 
 
 class InfinitySession:
