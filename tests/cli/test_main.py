@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
 from nextscale.cli import main as cli
+from nextscale.cli import options
 from nextscale.errors import ModelNotFoundError
 
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub")
@@ -162,3 +166,25 @@ def test_interrupting_a_process_leaves_one_line_and_no_file(model: Path, tmp_pat
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass(frozen=True)
+class Pair:
+    left: int | None = None
+    right: str = "r"
+
+
+def test_several_options_as_one_parameter():
+    @options.bundled
+    def command(*, first: Annotated[int, "a note"] = 1, pair: Pair, last: bool = False) -> None:
+        """What it does."""
+        seen.append((first, pair, last))
+
+    seen: list[object] = []
+    signature = inspect.signature(command)
+    assert list(signature.parameters) == ["first", "left", "right", "last"]
+    assert signature.parameters["left"].annotation == (int | None)
+    assert signature.parameters["first"].annotation == Annotated[int, "a note"]
+    assert (command.__name__, command.__doc__) == ("command", "What it does.")
+    command(first=2, left=3, right="x", last=True)
+    assert seen == [(2, Pair(3, "x"), True)]

@@ -16,6 +16,7 @@ from nextscale.cli.request import Pictures, TokenCount, choose_pictures, describ
 from nextscale.cli.sheets import Block, comparison
 from nextscale.cli.subjects import Encoded, Labels, Prompts, Typed, read_prompts, shorten, subjects_of
 from nextscale.errors import InvalidArgumentError
+from nextscale.families.infinity.text import T5TextEncoder
 from nextscale.families.text import TextFeatures
 from nextscale.families.words import WordEncoder
 
@@ -72,13 +73,13 @@ def test_wide_pictures_side_by_side(
 ):
     monkeypatch.chdir(tmp_path)
     long = "a lighthouse that stands at dawn on a rock in the sea while gulls fly around it and nobody looks"
-    where = ("--model", wide_model, "--aspect-ratio", "16:9", "--negative-prompt", "fog")
+    where = ("--model", wide_model, "--aspect-ratio", "16:9", "--negative-prompt", "fog", "--tile", 16)
     options = ("--ssg", "0.6", "-n", 1, "--output", "c.png", "--separate", "single")
     code, out, err = run(capsys, "compare", "--prompt", FOX, "--prompt", long, *where, *options)
     assert (code, err) == (0, "")
     assert out.startswith("c.png: no SSG, SSG 0.6; 2 pictures each, seeds 0 to 1\n") and "not fog" in out
     stored = settings(tmp_path / "c.png")
-    assert stored["prompts"] == [FOX, long] and stored["negative_prompt"] == ["fog"]
+    assert stored["prompts"] == [FOX, long] and stored["negative_prompt"] == ["fog"] and stored["tile"] == 16
     assert stored["schedule"][-1] == [12, 21]  # 7:4 is the nearest there is, and 7 steps of it
     singles = sorted(tmp_path.glob("single/*.png"))
     assert {Image.open(p).size for p in singles} == {(84, 48)}
@@ -247,12 +248,13 @@ def test_progress_counts_every_token_once(hart_model: Path):
     assert bits == [24, 24]
 
 
-def test_texts_are_encoded_once():
-    encoder = WordEncoder(8)
-    known = Encoded(encoder, [FOX, BIRD, FOX])
-    both, wanted = known([BIRD, FOX]), encoder([BIRD, FOX])
-    assert torch.equal(both.features, wanted.features) and torch.equal(both.mask, wanted.mask)
-    assert known.width == 8
+def test_texts_are_encoded_once_and_the_encoder_is_freed(t5: Path):
+    for encoder in (WordEncoder(16), T5TextEncoder(t5, device="cpu")):
+        known = Encoded(encoder, [FOX, BIRD, FOX])
+        assert getattr(encoder, "_model", None) is None
+        both, wanted = known([BIRD, FOX]), encoder([BIRD, FOX])
+        assert torch.equal(both.features, wanted.features) and torch.equal(both.mask, wanted.mask)
+        assert known.width == 16
 
 
 def test_prompts_come_from_arguments_options_and_files(tmp_path: Path, text_model: Path, model: Path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -8,13 +9,16 @@ import torch
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.generation.request import (
+    call_settings,
     convert_images,
+    given_maps,
     resolve_cfg,
     resolve_seeds,
     resolve_ssg,
     spans,
     with_values,
 )
+from nextscale.generation.tokens import Filters
 from nextscale.guidance import ClassifierFreeGuidance, ScaledSpatialGuidance
 from nextscale.guidance.ssg import DEFAULT_BETA
 
@@ -113,3 +117,35 @@ def test_eight_bit_values_are_rounded():
     for nudge in (-0.4 / 255, 0.0, 0.4 / 255):
         (picture,) = convert_images((images + 2 * nudge).clamp(-1, 1), "pil")
         assert np.array_equal(np.asarray(picture)[0, :, 0], np.arange(256))
+
+
+def test_given_maps_are_one_for_all_or_one_each():
+    first, second = torch.tensor([[[1]], [[2]]]), torch.arange(8).view(2, 2, 2)
+    each = given_maps([first, second.flatten(1)], GRIDS, 2)  # flat maps will do
+    assert torch.equal(each[0], first) and torch.equal(each[1], second)
+    assert [tuple(m.shape) for m in given_maps([first[:1], second[:1]], GRIDS, 5)] == [(5, 1, 1), (5, 2, 2)]
+    bits = torch.ones(1, 4, 3, dtype=torch.bool)
+    (found,) = given_maps([bits.view(1, 2, 2, 3)], [(2, 2)], 4)
+    assert (found.shape, found.dtype) == ((4, 2, 2, 3), torch.int64)
+    assert given_maps([bits], [(2, 2)], 1)[0].shape == (1, 2, 2, 3)
+    assert given_maps([], GRIDS, 3) == []
+    with pytest.raises(InvalidArgumentError, match="for 2 pictures, but 3 are made; give one or 3"):
+        given_maps([first], GRIDS, 3)
+
+
+def test_settings_of_a_call_can_be_stored():
+    told = call_settings(
+        family="some",
+        model="name",
+        prompts=["a"],
+        seeds=[1],
+        cfg=ClassifierFreeGuidance([1.0, 2.0, 3.0], convention="interpolate"),
+        ssg=None,
+        filters=Filters(temperature=[1, 0.5, 1], top_p=0.9),
+        sampler="paired",
+        dtype=torch.bfloat16,
+    )
+    back = json.loads(json.dumps(told))
+    assert ClassifierFreeGuidance.from_dict(back["guidance_scale"]).scale == (1.0, 2.0, 3.0)
+    assert (back["temperature"], back["dtype"], back["prompts"]) == ([1, 0.5, 1], "bfloat16", ["a"])
+    assert (back["ssg"], back["top_p"], back["seeds"]) == (None, 0.9, [1])

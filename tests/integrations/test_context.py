@@ -137,9 +137,8 @@ def test_the_official_tensor_is_overwritten(make):
         assert (draw > 0) == (not torch.equal(logits, before))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_arithmetic_is_float32_under_autocast(official, dtype):
-    with torch.autocast("cpu", dtype=dtype):
+def test_arithmetic_is_float32_under_autocast(official):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_definition(official, official.run(SSG), SSG)
 
 
@@ -272,7 +271,7 @@ def test_the_inner_guide_replaces_the_outer_one(official):
 @pytest.mark.parametrize("same_model", [True, False])
 def test_left_in_the_order_entered(make, same_model):
     official = make("var")
-    other = official.model if same_model else copy.deepcopy(official.model)
+    other = official.model if same_model else copy.copy(official.model)
     original, plain = official.draw, official.run(None)
     first, second = guide(official.model, 0.2), guide(other, 0.9)
     strong = official.run(0.9)
@@ -288,12 +287,10 @@ def test_left_in_the_order_entered(make, same_model):
 
 
 def test_an_unguided_model_beside_it(official):
-    twin = copy.deepcopy(official.model)
+    twin = copy.copy(official.model)
     plain = official.run(None)
     with guide(twin, SSG):
         assert official.run(None).same(plain)
-        copied = copy.deepcopy(twin)
-        assert type(copied) is type(twin)
     assert official.run(None).same(plain)
 
 
@@ -302,7 +299,7 @@ def test_a_copy_made_inside_is_not_guided(make):
     plain = official.run(None)
     labels = torch.arange(2)
     with guide(official.model, SSG):
-        twin = copy.deepcopy(official.model)
+        twin = copy.copy(official.model)
         torch.manual_seed(0)
         assert torch.equal(twin.autoregressive_infer_cfg(2, labels, g_seed=3), plain.result)
 
@@ -544,6 +541,11 @@ def test_a_fork_that_yields_every_step_from_a_helper(repository):
     assert torch.equal(next(unfinished), plain[1])  # the guide has ended
     with guide(stream, SSG), pytest.raises(GridError, match="must not be generating already"):
         next(unfinished)
+    handed_over = stream.autoregressive_infer_cfg(2)
+    with guide(stream, SSG):
+        next(handed_over)
+    with guide(stream, SSG), pytest.raises(GridError, match="must not be generating already"):
+        next(handed_over)  # each guide has a memory of its own
 
 
 # --- forks --------------------------------------------------------------------------------------------
@@ -567,6 +569,20 @@ def test_a_method_put_on_the_object(make):
     assert official.run(SSG).same(expected)
 
 
+def test_a_function_from_a_notebook(make, repository):
+    """As VAR's editing notebook has it: a function of its own, which the class is told to use."""
+    official, notebook = make("var"), repository("var")
+    expected = official.run(SSG)
+    source = type(official.model).autoregressive_infer_cfg.__wrapped__
+    edit = types.FunctionType(
+        source.__code__.replace(co_name="infer_with_mask"), vars(notebook), argdefs=source.__defaults__
+    )
+    type(official.model).autoregressive_infer_cfg = torch.no_grad()(edit)
+    official.module, official.generate = notebook, lambda: edit(official.model, 2, torch.arange(2), g_seed=3)
+    with torch.no_grad():
+        assert official.run(SSG).same(expected)
+
+
 def test_a_method_replaced_on_the_class(make):
     official = make("var")
     expected = official.run(SSG)
@@ -582,23 +598,36 @@ VAR.autoregressive_infer_cfg = hidden(VAR.autoregressive_infer_cfg)
         vars(official.module),
     )
     assert official.run(SSG).same(expected)
+    with guide(official.model, SSG):
+        stand_in = official.draw
+
+        def wrapper(*args, **kwargs):  # of the same name, but not in the model's module
+            return stand_in(*args, **kwargs)
+
+        setattr(official.module, official.sampler, wrapper)
+        assert torch.equal(official.generate(), expected.result)
 
 
 @pytest.mark.slow
 def test_torch_compile(make, monkeypatch):
     """The compiled model, and the compiled method, used before and after the guide."""
-    official = make("var", more_smooth=True)
+    official = make("var", g_seed=None)  # a generator of one's own confuses the compiler of torch 2.1
     monkeypatch.setitem(sys.modules, official.module.__name__, official.module)
-    plain, guided = official.run(None), official.run(SSG)
-    model, compiled = official.model, torch.compile(official.model, backend="eager")
-    official.model = compiled
-    assert official.run(SSG).same(guided)
-    official.model = model
+    plain, guided, model = official.run(None).result, official.run(SSG).result, official.model
+    compiled = torch.compile(model, backend="eager")
     method = torch.compile(model.autoregressive_infer_cfg, backend="eager")
-    official.generate = lambda: method(2, torch.arange(2), g_seed=3, more_smooth=True)
+
+    def generate(infer):
+        torch.manual_seed(0)
+        return infer(2, torch.arange(2))
+
+    with guide(compiled, SSG):
+        assert torch.equal(generate(compiled.autoregressive_infer_cfg), guided)
     for _ in range(2):
-        assert official.run(None).same(plain)
-        assert official.run(SSG).same(guided)
+        assert torch.equal(generate(method), plain)
+        with guide(model, SSG):
+            assert torch.equal(generate(method), guided)
+            assert torch.equal(generate(method), guided)
 
 
 # --- what is refused ----------------------------------------------------------------------------------

@@ -100,6 +100,11 @@ def test_begin_forgets_a_generation_that_failed():
     hook.begin([(1, 1), (3, 3)])
     hook(torch.randn(5, 1, 4))
     assert all(map(torch.equal, guide_all(hook, logits), expected))
+    hook.begin(GRIDS)
+    with pytest.raises(GridError):
+        hook.begin([])
+    with pytest.raises(InvalidArgumentError, match="no grids yet"):
+        hook(logits[0])
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def _print(result: Result, preset: Preset, published: Published | None) -> None:
         print(line)
     if published is not None:
         print(f"paper: {published.source}")
-    if protocol.images != preset.images and protocol.sampling is not None:
+    if protocol.images != preset.images and protocol.sampling and protocol.reference:
         print(
             f"{protocol.images:,} pictures instead of {preset.images:,}: distances grow as pictures get "
             f"fewer, so compare at equal numbers only"

@@ -21,12 +21,12 @@ def bundled(command: Callable[..., None]) -> Callable[..., None]:
 
     The help lists them where the dataclass stands among the parameters. Every field needs a default.
     """
-    hints = get_type_hints(command, include_extras=True)
-    bundles: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    taken = inspect.signature(command, eval_str=True).parameters
+    bundles: dict[str, Any] = {n: p.annotation for n, p in taken.items() if is_dataclass(p.annotation)}
     parameters: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(command).parameters.items():
+    for name, parameter in taken.items():
         if name not in bundles:
-            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
             continue
         kinds = get_type_hints(bundles[name], include_extras=True)
         parameters += [
@@ -275,6 +275,11 @@ MaskIterations = Annotated[
     _option(
         _TEXT, "--mask-iterations", metavar="N", help="In how many parts HART predicts the finest scale."
     ),
+]
+
+Tile = Annotated[
+    int | None,
+    _option(_TEXT, "--tile", metavar="N", help="Decode in tiles of N cells a side, where memory is short."),
 ]
 
 Separate = Annotated[

@@ -88,6 +88,7 @@ class DrawingOptions:
     guidance_layer: options.GuidanceLayer = None
     residual: options.Residual = None
     mask_iterations: options.MaskIterations = None
+    tile: options.Tile = None
 
     def given(self) -> dict[str, Any]:
         """What was given, as keyword arguments. Raises InvalidArgumentError for texts that are no numbers."""

@@ -45,15 +45,13 @@ def write_result(
     paper = None if published is None else {"figures": published.figures, "source": published.source}
     stored = {"preset": preset, **result.to_dict(), "paper": paper}
     rows = table(result.figures, None if published is None else published.figures)
-    notes = [text for text in (published and f"paper: {published.source}", *left_out(result.figures)) if text]
+    notes = [*([f"paper: {published.source}"] if published else []), *left_out(result.figures)]
     lines = [
         f"# {heading}",
         "",
         *markdown(rows),
         "",
-        *notes,
-        "",
-        *(f"- {line}" for line in conditions(result)),
+        *(f"- {line}" for line in [*notes, *conditions(result)]),
     ]
     _write(path, json.dumps(_finite(stored), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     _write(path.with_suffix(".md"), "\n".join(lines) + "\n")
@@ -78,7 +76,7 @@ def conditions(result: Result) -> list[str]:
     """What figures must not be shown without, in some lines."""
     protocol, seconds = result.protocol, result.seconds
     reference = protocol.reference
-    against = f"{reference['name']} ({reference['images']:,} pictures)" if reference else "no reference"
+    against = f"against {reference['name']} ({reference['images']:,})" if reference else "no reference"
     spent = [
         ("pictures", "images"),
         ("features", "features"),
@@ -86,7 +84,7 @@ def conditions(result: Result) -> list[str]:
         ("figures", "figures"),
     ]
     return [
-        f"{protocol.images:,} pictures, features {protocol.features['name']}, against {against}",
+        f"{protocol.images:,} pictures, features {protocol.features['name']}, {against}",
         "seconds: " + ", ".join(f"{title} {seconds[key]:.0f}" for title, key in spent) + f"; {result.device}",
         f"protocol {protocol.hash[:12]}, comparable with results of ruler {protocol.ruler[:12]}",
     ]

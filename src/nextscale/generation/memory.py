@@ -82,10 +82,9 @@ def decoder_peak(
         if strip is None:
             peak = max(peak, h * w * itemsize * _level_channels(entering, width, num_res_blocks, i != 0))
         else:
-            # The first block of a level joins the upsampling before it, so it reads a map of half the size.
-            rise, rows = (1 if i == last else 2), strip << (last - i)
-            first = _in_strips(entering / rise**2, entering, width, (h, rows, 4 * rise), itemsize)
-            later = _in_strips(width, width, width, (h, rows, 4), itemsize) if num_res_blocks else 0
+            # The first block of a level joins the upsampling before it.
+            first = _in_strips(entering, width, h, strip << (last - i), itemsize, upsample=i != last)
+            later = _in_strips(width, width, h, strip << (last - i), itemsize) if num_res_blocks else 0
             peak = max(peak, w * max(first, later))
     pixels = latent[0] * latent[1] << (2 * last)
     # The picture as the decoder makes it, in float32, and clamped; while it is made, the last map is there.
@@ -104,17 +103,23 @@ def _level_channels(entering: int, width: int, num_res_blocks: int, upsample: bo
     return max(first, later, rise)
 
 
-def _in_strips(read: float, entering: int, width: int, rows: tuple[int, int, int], itemsize: int) -> int:
-    """Bytes per column of a residual block computed in strips.
+def _in_strips(
+    entering: int, width: int, height: int, strip: int, itemsize: int, *, upsample: bool = False
+) -> int:
+    """Bytes per column of a residual block computed in strips, with an upsampling before it or without.
 
-    read: channels of the map it reads, per output row. rows: of the output, of a strip, and what a strip gets
-    of its neighbours, all counted in output rows.
+    entering, width: channels before and after. height, strip: rows after it, of the map and of a strip.
     """
-    height, strip, more = rows
-    # Norms are computed in float32: a product and a sum of it. The rest is as in a whole block.
-    norm1, norm2 = (itemsize + 8) * entering, itemsize * entering + (itemsize + 8) * width
-    work = max(norm1, itemsize * (2 * entering + width), norm2, itemsize * (entering + 3 * width))
-    count = -(-height // strip)
+    # Without an upsampling a strip is a part of the map that is read, and takes nothing of its own.
+    read, held = (entering / 4, entering) if upsample else (entering, 0)
+    # Norms are computed in float32: a product and a sum of it. The block ends in a sum with its shortcut.
+    norms = max(8 * entering, (itemsize + 8) * width)
+    end = itemsize * (3 if entering != width else 2) * width
+    work = held * itemsize + max(norms, itemsize * (entering + width), end)
+    halo = 4 if upsample else 2  # two rows of what is read, above and below
+    tops = range(0, height, strip)
+    rows = [min(top + strip + halo, height) - max(top - halo, 0) for top in tops]
     # The strips are joined in a map that is made after the first of them; the first and the last are kept.
-    kept = (height + min(count - 1, 2) * strip) * width * itemsize if count > 1 else 0
-    return int(height * read * itemsize) + min(height, strip + more) * work + kept
+    kept = [0, height + rows[0], *(height + rows[0] + last for last in rows[1:])]
+    peak = max(r * work + k * width * itemsize for r, k in zip(rows, kept, strict=False))
+    return int(height * read * itemsize) + peak

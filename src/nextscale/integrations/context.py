@@ -1,6 +1,6 @@
 """``guide(model, ssg)``: Scaled Spatial Guidance on the official code of VAR, HART and Infinity.
 
-While a guide is active, a :class:`_Sampler` stands in for the sampling function in the globals of the model's
+While a guide is active, a function stands in for the sampling function in the globals of the model's
 module. Every model of that module shares it, so at each draw it looks at who is asking: the nearest frame of
 the stack that runs ``autoregressive_infer_cfg``, and the model it runs on. Draws of other models, and draws
 outside of a generation, pass through untouched; those of a guided model are guided in place.
@@ -17,8 +17,9 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import update_wrapper
 from threading import RLock
-from types import FrameType, TracebackType
+from types import FrameType, FunctionType, TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ _LOCK = RLock()
 # The guides of every model, in the order they were entered, by the id of the model, which they keep alive.
 # Tuples, so that a draw in another thread never sees one half changed.
 _ACTIVE: dict[int, tuple[ModelGuide, ...]] = {}
+_STAND_INS: WeakKeyDictionary[Callable[..., Any], _Sampler] = WeakKeyDictionary()
 # No identifier, so that it cannot be a variable of the loop.
 _GENERATION = "nextscale: generation"
 
@@ -109,40 +111,52 @@ class ModelGuide:
 
 
 class _Sampler:
-    """Stands in for one sampling function, in one module, for as long as guides need it there."""
+    """What stands in for one sampling function, in one module, for as long as guides need it there."""
 
     def __init__(self, namespace: dict[str, Any], name: str) -> None:
         self.namespace, self.name = namespace, name
         self.found: Callable[..., Any] = namespace[name]
         self.guides: list[ModelGuide] = []
         self.methods = {METHOD}
-        # torch.compile must not trace what looks at the stack; where nobody compiles, it is not even loaded.
-        compiling = "torch._dynamo" in sys.modules
-        self._guide_draw = torch.compiler.disable(_guide_draw) if compiling else _guide_draw
-        # Name and documentation, but not the attributes: a wrapper of another stand-in carries copies of its.
-        update_wrapper(self, self.found, updated=())
 
     @classmethod
     def join(cls, guide: ModelGuide, loop: SamplingLoop, name: str) -> _Sampler:
         """The stand-in that is there already, or a new one over whatever is."""
-        current = loop.namespace[name]
-        sampler = current if isinstance(current, cls) else cls(loop.namespace, name)
+        sampler = _stand_in(loop.namespace[name])
+        if sampler is None:
+            sampler = cls(loop.namespace, name)
+            loop.namespace[name] = sampler.make_function()
         sampler.guides.append(guide)
         sampler.methods.add(loop.name)
-        loop.namespace[name] = sampler
         return sampler
 
     def leave(self, guide: ModelGuide) -> None:
         """One guide less; the last one puts back what the first one found."""
         self.guides.remove(guide)
-        current = self.namespace.get(self.name)
-        covered = current is not self and isinstance(current, _Sampler)
+        covered = _stand_in(self.namespace.get(self.name)) not in {self, None}
         if not self.guides and not covered:
             self.namespace[self.name] = self.found
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._guide_draw(self, args, kwargs)
-        return self.found(*args, **kwargs)
+    def make_function(self) -> Callable[..., Any]:
+        """The stand-in as a plain function, alike enough for code that was compiled with the original."""
+        # What looks at the stack must not be traced; where nobody compiles, the compiler is not even loaded.
+        compiling = "torch._dynamo" in sys.modules
+        guide_draw = torch.compiler.disable(_guide_draw) if compiling else _guide_draw
+
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            guide_draw(self, args, kwargs)
+            return self.found(*args, **kwargs)
+
+        update_wrapper(stand_in, self.found)
+        # Never used, but torch 2.1 looks at them before it notices that the function is another one.
+        stand_in.__defaults__ = getattr(self.found, "__defaults__", None)
+        stand_in.__kwdefaults__ = getattr(self.found, "__kwdefaults__", None)
+        _STAND_INS[stand_in] = self
+        return stand_in
+
+
+def _stand_in(function: Any) -> _Sampler | None:
+    return _STAND_INS.get(function) if isinstance(function, FunctionType) else None
 
 
 def _guide_draw(sampler: _Sampler, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

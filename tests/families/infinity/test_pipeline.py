@@ -283,7 +283,7 @@ def test_step_info_and_output(pipe: InfinityPipeline):
         {"negative_prompt": "grey", "sampler": "multinomial", "stop_after": 4, "top_p": 0.5},
         {"schedule": [1, 2, 3], "tile": 2, "guidance_scale": lambda step: 1 + step.index},
     ],
-    ids=str,
+    ids=lambda settings: " ".join(settings),
 )
 def test_settings_make_the_pictures_again(options: dict[str, Any], pipe: InfinityPipeline):
     out = pipe(PROMPTS, output_type="pt", batch_size=3, **options)
@@ -630,7 +630,7 @@ def test_memory_is_what_is_estimated(
 ):
     """At sizes where activations count, and bits and prompts do not."""
     sizes: dict[str, Any] = dict(embed_dim=128, ffn_dim=512, ch=32, decoder_ch_mult=(1, 2))
-    pipe = make(patchify=patchify, grids=(1, 2, 4, 8, 12), **sizes)
+    pipe = make(patchify=patchify, grids=(1, 2, 4, 6, 8), **sizes)
     for module in (pipe.transformer, pipe.tokenizer):
         module.to(getattr(torch, dtype))
     weights = [*pipe.transformer.state_dict().values(), *pipe.tokenizer.state_dict().values()]

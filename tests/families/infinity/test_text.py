@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from nextscale import InfinityPipeline
 from nextscale.errors import (
     InvalidArgumentError,
     MissingDependencyError,
@@ -19,6 +20,8 @@ from nextscale.errors import (
     NextscaleWarning,
 )
 from nextscale.families.infinity.text import MAX_TOKENS, PUBLISHED, T5TextEncoder
+from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
+from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
 
 PROMPTS = ["a cat", "two ships sail by the sea, and a dog looks on", "", "horse"]
 
@@ -158,3 +161,25 @@ def test_without_transformers_the_message_names_the_extra(monkeypatch: pytest.Mo
 def test_bad_lengths(length: Any):
     with pytest.raises(InvalidArgumentError, match="max_length must be a whole number of at least 2"):
         T5TextEncoder(max_length=length, device="cpu")
+
+
+def test_prompts_through_a_pipeline(model: Any, tokenizer: Any):
+    """Strings and their features make the same pictures; the encoder can be dropped in between."""
+    torch.manual_seed(0)
+    sizes = InfinityTransformerConfig(
+        bits=4, depth=2, embed_dim=16, num_heads=2, ffn_dim=32, text_dim=32, pool_heads=2
+    )
+    channels: dict[str, Any] = dict(ch=24, encoder_ch_mult=(1, 1), decoder_ch_mult=(1, 1), num_res_blocks=1)
+    pipe = InfinityPipeline(
+        InfinityTransformer(sizes).eval(),
+        InfinityTokenizer(InfinityTokenizerConfig(bits=4, patch_nums=(1, 2, 3), **channels)).eval(),
+        text_encoder=T5TextEncoder.from_models(model, tokenizer),
+    )
+    expected = pipe(PROMPTS, negative_prompt="horse", seed=0, output_type="pt")
+    text, negative = pipe.encode_prompts(PROMPTS), pipe.encode_prompts("horse")
+    assert pipe.text_encoder is not None
+    pipe.text_encoder.release()
+    found = pipe(text, negative_prompt=negative, seed=0, output_type="pt")
+    assert torch.equal(found.images, expected.images)
+    with pytest.raises(InvalidArgumentError, match="released"):
+        pipe(PROMPTS)

@@ -414,7 +414,7 @@ def test_the_quantizer_loss():
     tokenizer = make(beta=0.5, entropy=0.0)
     images = some_images(4, 8, 8)
     f, chain = tokenizer.features(images), tokenizer.quantized(images)
-    commitment = torch.stack([(f - q.f_hat).square().sum(1).mean() for q in chain]).mean()
+    commitment = (f - chain[-1].f_hat).square().sum(1).mean()
     torch.testing.assert_close(tokenizer.training_forward(images)[1], 0.5 * commitment)
     with_entropy = InfinityTokenizer(replace(tokenizer.config, entropy=2.0))
     with_entropy.load_state_dict(tokenizer.state_dict())

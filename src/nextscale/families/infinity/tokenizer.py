@@ -393,18 +393,19 @@ class InfinityTokenizer(nn.Module):
         """Unclamped reconstruction, quantizer loss and bits of every scale, with gradients.
 
         The decoder sees ``f + sg(f_hat - f)``, so its gradient reaches the encoder straight through. The loss
-        is the mean over scales of ``beta * |f - sg(f_hat_k)|^2`` (summed over channels, mean over cells:
-        commitment) plus ``entropy`` times :func:`~nextscale.families.infinity.bits.entropy_penalty`.
+        is ``beta * |f - sg(f_hat)|^2`` (summed over channels, mean over cells: commitment) plus ``entropy``
+        times the mean of :func:`~nextscale.families.infinity.bits.entropy_penalty` over scales.
+
+        Only the whole sum is committed to. Codes have norm 1 at every scale, so pulling the features to the
+        sums before it, too, makes them so short that finer scales have nothing left to correct.
         """
         f = self.features(images)
         # Quantization stays in float32 under autocast: bits would change with rounded residuals.
         with torch.autocast(f.device.type, enabled=False):
             chain = list(self.residual_chain(f, schedule))
-            losses = [
-                self.config.beta * (f - q.f_hat).square().sum(1).mean()
-                + self.config.entropy * entropy_penalty(q.residual)
-                for q in chain
-            ]
+            commitment = (f - chain[-1].f_hat).square().sum(1).mean()
+            entropy = torch.stack([entropy_penalty(q.residual) for q in chain]).mean()
+            loss = self.config.beta * commitment + self.config.entropy * entropy
         straight_through = f + (chain[-1].f_hat - f).detach()
         recon: Tensor = self.decoder(straight_through.to(self.dtype))
-        return recon, torch.stack(losses).mean(), [q.bits for q in chain]
+        return recon, loss, [q.bits for q in chain]
