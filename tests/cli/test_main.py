@@ -17,7 +17,7 @@ from nextscale.errors import ModelNotFoundError
 
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub")
 EVERY = [(), ("generate",), ("compare",), ("info",), ("convert",), ("train",), ("train", "tokenizer")]
-EVERY += [("train", "transformer"), ("train", "classifier")]
+EVERY += [("evaluate",), ("train", "transformer"), ("train", "classifier")]
 
 
 def run_in_process(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -158,6 +158,8 @@ def test_interrupting_a_process_leaves_one_line_and_no_file(model: Path, tmp_pat
     code = (
         "import os, signal, sys, time\n"
         "from nextscale.cli import main, request\n"
+        # A shell's background jobs, and with them a test run, ignore the signal from birth.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def draw(*_):\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(60)\n"
         "request.draw = draw\n"
         "main.main(['generate', '--model', sys.argv[1]])\n"
