@@ -17,9 +17,8 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import update_wrapper
 from threading import RLock
-from types import FrameType, FunctionType, TracebackType
-from typing import Any
-from weakref import WeakKeyDictionary
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -45,7 +44,6 @@ _LOCK = RLock()
 # The guides of every model, in the order they were entered, by the id of the model, which they keep alive.
 # Tuples, so that a draw in another thread never sees one half changed.
 _ACTIVE: dict[int, tuple[ModelGuide, ...]] = {}
-_STAND_INS: WeakKeyDictionary[Callable[..., Any], _Sampler] = WeakKeyDictionary()
 # No identifier, so that it cannot be a variable of the loop.
 _GENERATION = "nextscale: generation"
 
@@ -111,52 +109,49 @@ class ModelGuide:
 
 
 class _Sampler:
-    """What stands in for one sampling function, in one module, for as long as guides need it there."""
+    """Stands in for one sampling function, in one module, for as long as guides need it there."""
 
     def __init__(self, namespace: dict[str, Any], name: str) -> None:
         self.namespace, self.name = namespace, name
         self.found: Callable[..., Any] = namespace[name]
         self.guides: list[ModelGuide] = []
         self.methods = {METHOD}
+        # What looks at the stack must not be traced; where nobody compiles, the compiler is not even loaded.
+        compiling = "torch._dynamo" in sys.modules
+        self.guide_draw = torch.compiler.disable(_guide_draw) if compiling else _guide_draw
+        # Name and documentation, but not the attributes: a wrapper of another stand-in carries copies of its.
+        update_wrapper(self, self.found, updated=())
 
     @classmethod
     def join(cls, guide: ModelGuide, loop: SamplingLoop, name: str) -> _Sampler:
         """The stand-in that is there already, or a new one over whatever is."""
-        sampler = _stand_in(loop.namespace[name])
-        if sampler is None:
-            sampler = cls(loop.namespace, name)
-            loop.namespace[name] = sampler.make_function()
+        current = loop.namespace[name]
+        sampler = current if isinstance(current, cls) else cls(loop.namespace, name)
         sampler.guides.append(guide)
         sampler.methods.add(loop.name)
+        loop.namespace[name] = sampler
         return sampler
 
     def leave(self, guide: ModelGuide) -> None:
         """One guide less; the last one puts back what the first one found."""
         self.guides.remove(guide)
-        covered = _stand_in(self.namespace.get(self.name)) not in {self, None}
+        current = self.namespace.get(self.name)
+        covered = current is not self and isinstance(current, _Sampler)
         if not self.guides and not covered:
             self.namespace[self.name] = self.found
 
-    def make_function(self) -> Callable[..., Any]:
-        """The stand-in as a plain function, alike enough for code that was compiled with the original."""
-        # What looks at the stack must not be traced; where nobody compiles, the compiler is not even loaded.
-        compiling = "torch._dynamo" in sys.modules
-        guide_draw = torch.compiler.disable(_guide_draw) if compiling else _guide_draw
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.guide_draw(self, args, kwargs)
+        return self.found(*args, **kwargs)
 
-        def stand_in(*args: Any, **kwargs: Any) -> Any:
-            guide_draw(self, args, kwargs)
-            return self.found(*args, **kwargs)
-
-        update_wrapper(stand_in, self.found)
-        # Never used, but torch 2.1 looks at them before it notices that the function is another one.
-        stand_in.__defaults__ = getattr(self.found, "__defaults__", None)
-        stand_in.__kwdefaults__ = getattr(self.found, "__kwdefaults__", None)
-        _STAND_INS[stand_in] = self
-        return stand_in
-
-
-def _stand_in(function: Any) -> _Sampler | None:
-    return _STAND_INS.get(function) if isinstance(function, FunctionType) else None
+    @property
+    def __defaults__(self) -> NoReturn:
+        # Code that torch 2.1 compiled with the original function in it looks here, and nowhere else, before
+        # it goes on with the original.
+        raise AttributeError(
+            f"a compiled {METHOD} ran before guide() was entered, and this version of torch would go on as "
+            f"if there were no guide; call torch.compiler.reset() once inside of the guide"
+        )
 
 
 def _guide_draw(sampler: _Sampler, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
