@@ -347,8 +347,10 @@ def watched(case: Case) -> Iterator[list[Tensor]]:
         return found(logits, *args, **kwargs)
 
     setattr(case.module, case.sampler, watch)
-    yield seen
-    setattr(case.module, case.sampler, found)
+    try:
+        yield seen
+    finally:
+        setattr(case.module, case.sampler, found)
 
 
 def run(case: Case, beta: float | None) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:

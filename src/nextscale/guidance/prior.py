@@ -291,8 +291,10 @@ def check_prior(kind: str, norm: str) -> None:
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which operations on this tensor's device keep the dtype they are given."""
-    kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    try:
+        return torch.autocast(tensor.device.type, enabled=False)
+    except RuntimeError:  # a device without autocast, such as "meta"; torch 2.1 cannot be asked beforehand
+        return nullcontext()
 
 
 def find_position_dim(
