@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from nextscale.generation.loop import StepInfo
 from nextscale.generation.request import GenerationOutput
 from nextscale.generation.tokens import Filters, inverse_cdf
 from nextscale.guidance import spatial_prior
+from nextscale.weights.layout import write_default_ssg
 
 LABELS = [3, 7, 0, 9, None]
 # Sums in another order, as other batch sizes bring them, move pictures by some 1e-6. Tokens must not change.
@@ -196,6 +198,19 @@ def test_a_bare_description_takes_the_models_strength(basic: VARPipeline, case: 
     none = VARPipeline(basic.transformer, basic.tokenizer, defaults={"ssg": None})
     default, named = (none(3, ssg=s, seed=0) for s in (ScaledSpatialGuidance(), 0.6))
     assert equal_tokens(default, named)
+
+
+def test_a_bare_description_takes_all_settings_a_model_was_tuned_to(basic: VARPipeline, tmp_path: Path):
+    basic.save_pretrained(tmp_path)
+    tuned = ScaledSpatialGuidance(0.8, schedule="bandwidth", norm="forward", remember="guided")
+    write_default_ssg(tmp_path, tuned.to_dict())
+    pipe = VARPipeline.from_pretrained(tmp_path)
+    default, named = (pipe(3, ssg=s, seed=0) for s in (ScaledSpatialGuidance(), tuned))
+    assert default.settings["ssg"] == tuned.to_dict() and equal_tokens(default, named)
+    assert pipe(3, ssg=0.8, seed=0).settings["ssg"] == ScaledSpatialGuidance(0.8).to_dict()
+    assert pipe(3, seed=0).settings["ssg"] is None  # off stays off
+    off, zero = (pipe(3, ssg=s, seed=0) for s in (None, ScaledSpatialGuidance(0.0)))
+    assert equal_tokens(off, zero)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class VARSession:
         null = torch.full_like(labels, transformer.null_label)
         rows = torch.cat([{CONDITIONAL: labels, UNCONDITIONAL: null}[b] for b in branches])
         self.condition = transformer.class_emb(rows)  # (rows, C)
-        self.modulation = transformer.block_condition(self.condition)
+        self.modulations = transformer.modulations(self.condition)
         self.caches = [
             KVCache(
                 len(rows),
@@ -65,8 +65,9 @@ class VARSession:
 
     def predict(self, step: GuidanceStep) -> dict[str, Tensor]:
         x = self.x
-        for block, cache in zip(self.transformer.blocks, self.caches, strict=True):
-            x = block(x, self.modulation, cache=cache)
+        parts = zip(self.transformer.blocks, self.modulations, self.caches, strict=True)
+        for block, modulation, cache in parts:
+            x = block(x, modulation, cache=cache)
         logits = self.transformer.classify(x, self.condition)  # (rows, l, V)
         return dict(zip(self.branches, logits.chunk(len(self.branches)), strict=True))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.nn.attention import block_causal_mask, normalise_qk
 from nextscale.nn.cache import KVCache
-from nextscale.nn.modulation import AdaLinear, FeedForward, HeadNorm
+from nextscale.nn.modulation import AdaLinear, FeedForward, HeadNorm, drop_branches
 from nextscale.scales import Grid, ScaleSchedule
 
 
@@ -113,24 +113,23 @@ class Block(nn.Module):
         else:
             self.ada_lin = AdaLinear(dim, 6)
 
+    def modulation(self, condition: Tensor) -> Tensor:
+        """What the block is scaled, shifted and gated by, ``(B, 1, 6, C)``.
+
+        condition: ``(B, C)``, or in the shared form the projected ``(B, 1, 6, C)``.
+        """
+        made: Tensor = self.ada_gss + condition if hasattr(self, "ada_gss") else self.ada_lin(condition)
+        return made
+
     def forward(
-        self, x: Tensor, condition: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+        self, x: Tensor, modulation: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
     ) -> Tensor:
-        """x ``(B, L, C)``; condition ``(B, C)``, or in the shared form the projected ``(B, 1, 6, C)``."""
-        modulation = self.ada_gss + condition if hasattr(self, "ada_gss") else self.ada_lin(condition)
+        """x ``(B, L, C)``; modulation from :meth:`modulation`."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)  # each (B, 1, C)
         h = self.attn(self.norm(x) * (1 + scale1) + shift1, mask, cache)
-        x = x + self._drop(h * gate1)
+        x = x + drop_branches(h * gate1, self.drop_path, self.training)
         h = self.ffn(self.norm(x) * (1 + scale2) + shift2)
-        return x + self._drop(h * gate2)
-
-    def _drop(self, branch: Tensor) -> Tensor:
-        """Stochastic depth per sample, in training only."""
-        if not self.training or self.drop_path == 0:
-            return branch
-        keep = 1 - self.drop_path
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) < keep
-        return branch * (kept.to(branch.dtype) / keep)
+        return x + drop_branches(h * gate2, self.drop_path, self.training)
 
 
 class VARTransformer(nn.Module):
@@ -187,9 +186,8 @@ class VARTransformer(nn.Module):
         if steps > 1:
             embedded.append(self.embed(inputs, range(1, steps)))
         x = torch.cat(embedded, dim=1)
-        modulation = self.block_condition(condition)
         mask = self._mask(steps, x.device)
-        for block in self.blocks:
+        for block, modulation in zip(self.blocks, self.modulations(condition), strict=True):
             x = block(x, modulation, mask)
         return self.classify(x, condition)
 
@@ -218,9 +216,14 @@ class VARTransformer(nn.Module):
         embedded: Tensor = self.word_embed(inputs.to(self.device, self.dtype))
         return embedded + (self.lvl_embed(level) + self.pos_1LC[0, span])
 
-    def block_condition(self, condition: Tensor) -> Tensor:
-        """What the blocks are modulated by: the class vector, or its one shared projection."""
-        return self.shared_ada_lin(condition) if self.config.shared_aln else condition
+    def modulations(self, condition: Tensor) -> list[Tensor]:
+        """What every block is modulated by, ``(B, 1, 6, C)`` each, from the class vectors ``(B, C)``.
+
+        They are the same for all scales. Their projections hold a third of a block's weights, so a generation
+        that makes them once reads as much less at every step.
+        """
+        shared = self.shared_ada_lin(condition) if self.config.shared_aln else condition
+        return [cast(Block, block).modulation(shared) for block in self.blocks]
 
     def classify(self, x: Tensor, condition: Tensor) -> Tensor:
         """Last block's output ``(B, l, C)`` -> logits ``(B, l, V)`` float32."""
