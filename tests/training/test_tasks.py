@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from nextscale import VARPipeline
 from nextscale.errors import CheckpointError, InvalidArgumentError
@@ -16,15 +18,12 @@ from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
 from nextscale.training import recipes
+from nextscale.training.cache import cached, encode_dataset
 from nextscale.training.classifier import ClassifierTask
 from nextscale.training.data import ImageSource, to_float
-from nextscale.training.tokenizer import TokenizerTask, measure_tokenizer, relative_error
-from nextscale.training.transformer import (
-    TransformerTask,
-    cached_tokens,
-    encode_dataset,
-    init_transformer,
-)
+from nextscale.training.reconstruction import relative_error
+from nextscale.training.tokenizer import TokenizerTask, measure_tokenizer
+from nextscale.training.transformer import TransformerTask, init_transformer, token_maps
 
 
 def quiet(record: dict, step: int, total: int) -> None:
@@ -104,7 +103,7 @@ def test_published_initialisation() -> None:
 
 def test_token_sets_are_the_tokenizers(run: Path, pictures: ImageSource) -> None:
     pipe = VARPipeline.from_pretrained(run / "model")
-    tokens = encode_dataset(pipe.tokenizer, pictures, flip=True, batch_size=17)
+    tokens = encode_dataset(partial(token_maps, pipe.tokenizer), pictures, flip=True, batch_size=17)
     assert tokens.shape == (2, 60, pipe.schedule.num_tokens)
     image = to_float(pictures.batch([7]))
     for mirrored, picture in ((0, image), (1, image.flip(-1))):
@@ -114,7 +113,7 @@ def test_token_sets_are_the_tokenizers(run: Path, pictures: ImageSource) -> None
 
 def test_a_stage_trains_on_a_prefix_of_the_scales(run: Path, pictures: ImageSource) -> None:
     pipe = VARPipeline.from_pretrained(run / "model")
-    tokens = encode_dataset(pipe.tokenizer, pictures, flip=False)
+    tokens = encode_dataset(partial(token_maps, pipe.tokenizer), pictures, flip=False)
     stages = ((0.5, 3),)
     task = TransformerTask(
         pipe.transformer, pipe.tokenizer, tokens, pictures.labels, tokens, pictures.labels, stages=stages
@@ -196,7 +195,9 @@ def test_idle_codes_become_residuals_that_are_coded_badly(pictures: ImageSource)
 def test_recipes_take_overrides_and_refuse_what_they_do_not_know(
     picture_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"no tokenizer recipe 'huge'; known: cifar10, tiny"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"no tokenizer recipe 'huge'; known: cifar10, tiny, cifar10-bits"
+    ):
         recipes.train_tokenizer(picture_folder, tmp_path, recipe="huge")
     with pytest.raises(InvalidArgumentError, match="unknown settings learning_rate"):
         recipes.train_tokenizer(picture_folder, tmp_path, learning_rate=1)
@@ -229,16 +230,19 @@ def test_kept_token_maps_belong_to_their_tokenizer(pictures: ImageSource, tmp_pa
     first = VARTokenizer(recipes.tiny_tokenizer().config).eval()
     second = VARTokenizer(first.config).eval()
     path = tmp_path / "tokens.pt"
-    tokens = cached_tokens(first, pictures, path, flip=False)
+
+    def kept(model: VARTokenizer, **options: Any) -> Tensor:
+        return cached(model, partial(token_maps, model), pictures, path, flip=False, **options)
+
+    tokens = kept(first)
     assert path.exists()
     calls: list[int] = []
-    again = cached_tokens(first, pictures, path, flip=False, report=lambda *a: calls.append(1))
-    assert torch.equal(tokens, again)
+    assert torch.equal(tokens, kept(first, report=lambda *a: calls.append(1)))
     assert not calls
-    other = cached_tokens(second, pictures, path, flip=False)
-    assert torch.equal(other, encode_dataset(second, pictures, flip=False))
+    other = kept(second)
+    assert torch.equal(other, encode_dataset(partial(token_maps, second), pictures, flip=False))
     path.write_bytes(b"damaged")
-    assert torch.equal(cached_tokens(second, pictures, path, flip=False), other)
+    assert torch.equal(kept(second), other)
 
 
 def test_codes_are_chosen_in_float32_under_autocast(run: Path, pictures: ImageSource) -> None:

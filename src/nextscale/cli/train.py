@@ -56,6 +56,15 @@ Recipe = Annotated[
     str,
     typer.Option("--recipe", metavar="NAME", help="Sizes and settings: cifar10, or tiny to try things out."),
 ]
+TokenRecipe = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="Sizes and settings: cifar10, or cifar10-bits for a model that takes prompts; tiny or tiny-bits "
+        "to try things out.",
+    ),
+]
 HeldOut = Annotated[
     str | None,
     typer.Option(
@@ -106,13 +115,14 @@ def train(ctx: typer.Context) -> None:
     epilog=_epilog(
         "nextscale train tokenizer data/cifar10",
         "nextscale train tokenizer pictures --size 64 -o runs/mine --images 2000000",
+        "nextscale train tokenizer data/cifar10 --recipe cifar10-bits -o runs/bits",
     ),
 )
 def tokenizer(
     data: Data,
     output: Output = None,
     size: Annotated[int, typer.Option("--size", metavar="PIXELS", help="Side of the pictures.")] = 32,
-    recipe: Recipe = "cifar10",
+    recipe: TokenRecipe = "cifar10",
     held_out: HeldOut = None,
     resume: Fresh = True,
     images: Images = None,
@@ -124,7 +134,7 @@ def tokenizer(
 ) -> None:
     """Train a tokenizer: pictures to token maps and back.
 
-    Reports codebook usage and reconstruction error per scale.
+    Reports reconstruction error per scale, and how well the codebook or the bits are used.
     """
     options.require_positive({"--size": size})
     settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, device)
@@ -137,6 +147,7 @@ def tokenizer(
     epilog=_epilog(
         "nextscale train transformer data/cifar10 --tokenizer runs/tokenizer -o runs/model",
         "nextscale train transformer pictures --tokenizer cifar10 --initial cifar10 --images 20000",
+        "nextscale train transformer data/cifar10 --tokenizer runs/bits --recipe cifar10-bits",
     ),
 )
 def transformer(
@@ -154,7 +165,7 @@ def transformer(
             show_default=False,
         ),
     ] = None,
-    recipe: Recipe = "cifar10",
+    recipe: TokenRecipe = "cifar10",
     held_out: HeldOut = None,
     resume: Fresh = True,
     images: Images = None,
@@ -164,7 +175,11 @@ def transformer(
     seed: Seed = None,
     device: Device = "auto",
 ) -> None:
-    """Train a transformer on token maps; gives a complete model."""
+    """Train a transformer on token maps; gives a complete model.
+
+    The recipe must be of the tokenizer's kind: both with -bits, or both without. With bits the prompts are
+    captions made from the names of the classes.
+    """
     settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, device)
     _train("transformer", data, output, tokenizer=tokenizer, initial=initial, **settings)
 

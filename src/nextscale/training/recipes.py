@@ -1,147 +1,86 @@
-"""What to train and how, by name: a recipe is a function of nothing, and every entry point takes one.
+"""Training by recipe: every entry point takes one, or its name, and its settings can be overridden.
 
-The command line calls the three ``train_*`` functions. A recipe's settings can be overridden one by one.
+The command line calls the three ``train_*`` functions. The recipes themselves are in
+:mod:`nextscale.training.presets` and can be had from here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
+from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
-from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
+from nextscale.families.words import WordEncoder
+from nextscale.nn.classifier import SmallClassifier
 from nextscale.nn.placement import Placement, place
 from nextscale.scales import PRESETS
+from nextscale.training.bit_tokenizer import BitTokenizerTask
+from nextscale.training.bit_transformer import BitTransformerTask, init_bit_transformer, latents
+from nextscale.training.cache import AnyTokenizer, Encode, cached
 from nextscale.training.classifier import ClassifierTask
-from nextscale.training.data import open_splits, to_float
+from nextscale.training.data import ImageSource, open_splits, to_float
+from nextscale.training.presets import (
+    CIFAR10_CLASSES,
+    RECIPES,
+    BitTokenizerRecipe,
+    BitTransformerRecipe,
+    ClassifierRecipe,
+    TokenizerRecipe,
+    TransformerRecipe,
+    cifar10_bit_tokenizer,
+    cifar10_bit_transformer,
+    cifar10_classifier,
+    cifar10_tokenizer,
+    cifar10_transformer,
+    find_recipe,
+    tiny_bit_tokenizer,
+    tiny_bit_transformer,
+    tiny_classifier,
+    tiny_tokenizer,
+    tiny_transformer,
+)
+from nextscale.training.reconstruction import Tokenizer
 from nextscale.training.tokenizer import TokenizerTask
-from nextscale.training.trainer import Reporter, TrainSettings, print_report, train
-from nextscale.training.transformer import TransformerTask, cached_tokens, init_transformer
-from nextscale.weights.files import check_shapes
+from nextscale.training.trainer import Reporter, print_report, train
+from nextscale.training.transformer import TransformerTask, init_transformer, token_maps
+from nextscale.weights.files import Module, check_shapes
 from nextscale.weights.layout import load_module, locate
 
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+__all__ = [
+    "CIFAR10_CLASSES",
+    "RECIPES",
+    "BitTokenizerRecipe",
+    "BitTransformerRecipe",
+    "ClassifierRecipe",
+    "TokenizerRecipe",
+    "TransformerRecipe",
+    "cifar10_bit_tokenizer",
+    "cifar10_bit_transformer",
+    "cifar10_classifier",
+    "cifar10_tokenizer",
+    "cifar10_transformer",
+    "load_tokenizer",
+    "tiny_bit_tokenizer",
+    "tiny_bit_transformer",
+    "tiny_classifier",
+    "tiny_tokenizer",
+    "tiny_transformer",
+    "train_classifier",
+    "train_tokenizer",
+    "train_transformer",
+]
+
 HELD_OUT_IMAGES = 1000  # that the transformer's held-out loss is measured on
-
-
-@dataclass(frozen=True)
-class TokenizerRecipe:
-    config: VARTokenizerConfig
-    settings: TrainSettings
-    flip: bool = True
-    revive_every: int = 100
-
-
-@dataclass(frozen=True)
-class TransformerRecipe:
-    """``config`` gets its vocabulary, code width, scales and classes from the tokenizer and the data.
-
-    class_names: for data that do not name their classes, if there are as many.
-    defaults: of the model for drawing, where they are not those of the official models.
-    """
-
-    config: VARTransformerConfig
-    settings: TrainSettings
-    flip: bool = True
-    label_dropout: float = 0.1
-    class_names: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    stages: tuple[tuple[float, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class ClassifierRecipe:
-    config: ClassifierConfig
-    settings: TrainSettings
-    shift: int = 2
-    cutout: int = 0
-    label_smoothing: float = 0.1
-
-
-def cifar10_tokenizer() -> TokenizerRecipe:
-    """The tokenizer of the embedded model: 8x8 latents, six scales, for two CPU cores."""
-    return TokenizerRecipe(
-        VARTokenizerConfig(
-            vocab_size=2048,
-            z_channels=16,
-            ch=16,
-            ch_mult=(1, 2, 4),
-            num_res_blocks=1,
-            norm_groups=8,
-            patch_nums=PRESETS["cifar10"],
-        ),
-        TrainSettings(
-            batch_size=32,
-            images=400_000,
-            lr=2.5e-3,
-            warmup=0.03,
-            weight_decay=0.01,
-            betas=(0.9, 0.99),
-            clip=1.0,
-            ema=0.998,
-        ),
-    )
-
-
-def cifar10_transformer() -> TransformerRecipe:
-    """The transformer of the embedded model; the coarse scales first, where the class is decided."""
-    return TransformerRecipe(
-        VARTransformerConfig(depth=6, embed_dim=192, num_heads=6, drop_path=0.0),
-        TrainSettings(
-            batch_size=32, images=120_000, lr=1.5e-3, warmup=0.02, betas=(0.9, 0.95), clip=1.0, ema=0.998
-        ),
-        flip=False,
-        class_names=CIFAR10_CLASSES,
-        defaults={"guidance_scale": 4.0, "top_k": 50},
-        stages=((0.6, 4), (0.2, 5)),
-    )
-
-
-def cifar10_classifier() -> ClassifierRecipe:
-    """The classifier whose features are the offline feature space."""
-    return ClassifierRecipe(
-        ClassifierConfig(num_classes=10, widths=(32, 128, 160)),
-        TrainSettings(
-            batch_size=128, images=900_000, lr=6e-3, warmup=0.2, weight_decay=0.05, clip=5.0, ema=0.999
-        ),
-        cutout=10,
-    )
-
-
-def tiny_tokenizer() -> TokenizerRecipe:
-    """Seconds instead of hours: for trying out the machinery."""
-    recipe = cifar10_tokenizer()
-    config = replace(recipe.config, vocab_size=64, z_channels=8, ch=8)
-    return replace(recipe, config=config, settings=replace(recipe.settings, batch_size=16, images=320))
-
-
-def tiny_transformer() -> TransformerRecipe:
-    """Seconds instead of hours: for trying out the machinery."""
-    recipe = cifar10_transformer()
-    config = replace(recipe.config, depth=2, embed_dim=32, num_heads=2)
-    return replace(recipe, config=config, settings=replace(recipe.settings, batch_size=16, images=320))
-
-
-def tiny_classifier() -> ClassifierRecipe:
-    """Seconds instead of hours: for trying out the machinery."""
-    recipe = cifar10_classifier()
-    config = replace(recipe.config, widths=(8, 8, 8))
-    # In so few iterations, covered pictures and averaged weights only hold it back.
-    settings = replace(recipe.settings, batch_size=16, images=320, ema=0.0)
-    return replace(recipe, config=config, settings=settings, cutout=0)
-
-
-RECIPES: Mapping[str, Mapping[str, Callable[[], Any]]] = {
-    "tokenizer": {"cifar10": cifar10_tokenizer, "tiny": tiny_tokenizer},
-    "transformer": {"cifar10": cifar10_transformer, "tiny": tiny_transformer},
-    "classifier": {"cifar10": cifar10_classifier, "tiny": tiny_classifier},
-}
 
 
 def train_tokenizer(
@@ -149,13 +88,13 @@ def train_tokenizer(
     output: str | Path,
     *,
     size: int = 32,
-    recipe: str | TokenizerRecipe = "cifar10",
+    recipe: str | TokenizerRecipe | BitTokenizerRecipe = "cifar10",
     held_out: str | Path | None = None,
     resume: bool = True,
     report: Reporter = print_report,
     device: str = "auto",
     **overrides: Any,
-) -> VARTokenizer:
+) -> VARTokenizer | InfinityTokenizer:
     """Train a tokenizer on pictures; see :func:`open_images` for what ``data`` can be.
 
     size: pixels per side; the scales are the known list that ends at the latent of this size.
@@ -165,13 +104,19 @@ def train_tokenizer(
     output: gets ``tokenizer/`` (weights), ``log.jsonl``, ``checkpoint.pt`` and sample pictures.
     overrides: fields of :class:`TrainSettings`; ``None`` keeps the recipe's.
     """
-    chosen: TokenizerRecipe = _recipe("tokenizer", recipe, overrides)
-    config = replace(chosen.config, patch_nums=_sides(size, chosen.config.reduction))
+    chosen: TokenizerRecipe | BitTokenizerRecipe = find_recipe("tokenizer", recipe, overrides)
+    settings, where = chosen.settings, place(device).device
+    patch = chosen.config.patch if isinstance(chosen, BitTokenizerRecipe) else 1
+    sides = _sides(size, chosen.config.reduction * patch)
     training, held = open_splits(data, size=size, held_out=held_out)
-    torch.manual_seed(chosen.settings.seed)
-    model = VARTokenizer(config).to(place(device).device)
+    torch.manual_seed(settings.seed)
+    if isinstance(chosen, BitTokenizerRecipe):
+        bitwise = InfinityTokenizer(replace(chosen.config, patch_nums=sides)).to(where)
+        bit_task = BitTokenizerTask(bitwise, training, held, flip=chosen.flip)
+        return train(bit_task, settings, Path(output), resume=resume, report=report)
+    model = VARTokenizer(replace(chosen.config, patch_nums=sides)).to(where)
     task = TokenizerTask(model, training, held, flip=chosen.flip, revive_every=chosen.revive_every)
-    return train(task, chosen.settings, Path(output), resume=resume, report=report)
+    return train(task, settings, Path(output), resume=resume, report=report)
 
 
 def train_transformer(
@@ -180,28 +125,73 @@ def train_transformer(
     *,
     tokenizer: str | Path,
     initial: str | Path | None = None,
-    recipe: str | TransformerRecipe = "cifar10",
+    recipe: str | TransformerRecipe | BitTransformerRecipe = "cifar10",
     held_out: str | Path | None = None,
     resume: bool = True,
     report: Reporter = print_report,
     device: str = "auto",
     **overrides: Any,
-) -> VARTransformer:
-    """Train a transformer on the token maps of a trained tokenizer.
+) -> VARTransformer | InfinityTransformer:
+    """Train a transformer on what a trained tokenizer makes of the pictures.
 
-    tokenizer: the ``tokenizer`` folder of a run, the run's folder, or a model's name.
+    tokenizer: the ``tokenizer`` folder of a run, the run's folder, or a model's name; of the recipe's kind.
     initial: a run's folder or a model's name to take the first weights from, for fine-tuning; its transformer
         must have the recipe's sizes. ``None`` starts from random ones.
-    output: becomes a complete model folder for :meth:`VARPipeline.from_pretrained`, with log and checkpoint.
+    output: becomes a complete model folder for :meth:`VARPipeline.from_pretrained`, or, with a recipe for
+        bits, :meth:`InfinityPipeline.from_pretrained`; with log and checkpoint.
     """
-    chosen: TransformerRecipe = _recipe("transformer", recipe, overrides)
-    placement = place(device, "float32")
-    vae = load_tokenizer(tokenizer, placement)
-    size = vae.schedule.final[0] * vae.config.reduction
-    training, held = open_splits(data, size=size, held_out=held_out)
-    held = held.subset(torch.arange(min(HELD_OUT_IMAGES, len(held))))  # encoding costs time too
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    chosen: TransformerRecipe | BitTransformerRecipe = find_recipe("transformer", recipe, overrides)
+    vae = load_tokenizer(tokenizer, place(device, "float32"))
+    folders = _Folders(data, held_out, Path(output), tokenizer, initial)
+    if isinstance(chosen, BitTransformerRecipe):
+        bit_task = _bit_transformer_task(chosen, _of_kind(InfinityTokenizer, vae, tokenizer), folders, report)
+        return train(bit_task, chosen.settings, folders.output, resume=resume, report=report)
+    task = _transformer_task(chosen, _of_kind(VARTokenizer, vae, tokenizer), folders, report)
+    return train(task, chosen.settings, folders.output, resume=resume, report=report)
+
+
+@dataclass(frozen=True)
+class _Folders:
+    """What the run of a transformer reads and writes."""
+
+    data: str | Path
+    held_out: str | Path | None
+    output: Path
+    tokenizer: str | Path
+    initial: str | Path | None
+
+    def pictures(self, vae: AnyTokenizer) -> tuple[ImageSource, ImageSource]:
+        """Pictures to train on and held-out ones, of the tokenizer's size."""
+        if vae.schedule is None:
+            raise InvalidArgumentError(
+                f"the tokenizer {str(self.tokenizer)!r} has no scales of its own; train one, which has"
+            )
+        cells = vae.cells(vae.schedule) if isinstance(vae, InfinityTokenizer) else vae.schedule
+        size = cells.final[0] * vae.config.reduction
+        training, held = open_splits(self.data, size=size, held_out=self.held_out)
+        self.output.mkdir(parents=True, exist_ok=True)
+        return training, held.subset(torch.arange(min(HELD_OUT_IMAGES, len(held))))  # encoding costs time too
+
+    def encoded(
+        self,
+        vae: AnyTokenizer,
+        encode: Encode,
+        pictures: tuple[ImageSource, ImageSource],
+        name: str,
+        flip: bool,
+        report: Reporter,
+    ) -> tuple[Tensor, Tensor]:
+        """What the tokenizer makes of both, kept in files of that name."""
+        training, held = pictures
+        path = self.output / f"{name}.pt"
+        first = cached(vae, encode, training, path, flip=flip, report=report)
+        return first, cached(vae, encode, held, self.output / f"{name}-held-out.pt", flip=False)
+
+
+def _transformer_task(
+    chosen: TransformerRecipe, vae: VARTokenizer, folders: _Folders, report: Reporter
+) -> TransformerTask:
+    training, held = pictures = folders.pictures(vae)
     config = replace(
         chosen.config,
         vocab_size=vae.config.vocab_size,
@@ -209,25 +199,62 @@ def train_transformer(
         patch_nums=vae.config.patch_nums,
         num_classes=training.num_classes,
     )
-    known = chosen.class_names if len(chosen.class_names) == config.num_classes else ()
-    names = training.class_names or known
     model = VARTransformer(config)
     init_transformer(model, seed=chosen.settings.seed)
-    if initial is not None:
-        _copy_weights(initial, model)
-    task = TransformerTask(
-        model.to(placement.device),
+    if folders.initial is not None:
+        trained = _trained(folders.initial, lambda c: VARTransformer(VARTransformerConfig(**c)))
+        if trained.schedule != model.schedule:
+            raise CheckpointError(
+                f"{str(folders.initial)!r} has the grids {trained.schedule}, this run has {model.schedule}"
+            )
+        _copy_weights(trained, model, folders.initial)
+    tokens = folders.encoded(vae, partial(token_maps, vae), pictures, "tokens", chosen.flip, report)
+    return TransformerTask(
+        model.to(vae.device),
         vae,
-        cached_tokens(vae, training, output / "tokens.pt", flip=chosen.flip, report=report),
+        tokens[0],
         training.labels,
-        cached_tokens(vae, held, output / "tokens-held-out.pt", flip=False),
+        tokens[1],
         held.labels,
-        class_names=names,
+        class_names=_class_names(training, chosen.class_names),
         defaults=chosen.defaults,
         label_dropout=chosen.label_dropout,
         stages=chosen.stages,
     )
-    return train(task, chosen.settings, output, resume=resume, report=report)
+
+
+def _bit_transformer_task(
+    chosen: BitTransformerRecipe, vae: InfinityTokenizer, folders: _Folders, report: Reporter
+) -> BitTransformerTask:
+    training, held = pictures = folders.pictures(vae)
+    model = InfinityTransformer(replace(chosen.config, bits=vae.config.token_bits))
+    init_bit_transformer(model, seed=chosen.settings.seed)
+    if folders.initial is not None:
+        first = _trained(folders.initial, lambda c: InfinityTransformer(InfinityTransformerConfig(**c)))
+        _copy_weights(first, model, folders.initial)
+    features = folders.encoded(vae, partial(latents, vae), pictures, "features", chosen.flip, report)
+    names = _class_names(training, chosen.class_names)
+    return BitTransformerTask(
+        model.to(vae.device),
+        vae,
+        features[0],
+        training.labels,
+        features[1],
+        held.labels,
+        class_names=names or [f"class {i}" for i in range(training.num_classes)],
+        text_encoder=WordEncoder(chosen.config.text_dim),
+        templates=chosen.templates,
+        defaults=chosen.defaults,
+        text_dropout=chosen.text_dropout,
+        max_flips=chosen.max_flips,
+        reweight=chosen.reweight,
+        stages=chosen.stages,
+    )
+
+
+def _class_names(data: ImageSource, known: Sequence[str]) -> Sequence[str]:
+    """The data's own names, or the known ones if there are as many classes, or none."""
+    return data.class_names or (known if len(known) == data.num_classes else ())
 
 
 def train_classifier(
@@ -242,7 +269,7 @@ def train_classifier(
     **overrides: Any,
 ) -> SmallClassifier:
     """Train the small classifier on 32-pixel pictures."""
-    chosen: ClassifierRecipe = _recipe("classifier", recipe, overrides)
+    chosen: ClassifierRecipe = find_recipe("classifier", recipe, overrides)
     training, held = open_splits(data, size=32, held_out=held_out)
     torch.manual_seed(chosen.settings.seed)
     model = SmallClassifier(replace(chosen.config, num_classes=training.num_classes))
@@ -258,24 +285,39 @@ def train_classifier(
     return train(task, chosen.settings, Path(output), resume=resume, report=report)
 
 
-def load_tokenizer(source: str | Path, placement: Placement) -> VARTokenizer:
+def load_tokenizer(source: str | Path, placement: Placement) -> AnyTokenizer:
     """A trained tokenizer from its folder, a run or model folder that has one, or a model's name."""
     folder = Path(source)
     if not (folder / "model.safetensors").is_file():
         folder = folder / "tokenizer" if (folder / "tokenizer").is_dir() else locate(source) / "tokenizer"
-    return load_module(lambda c: VARTokenizer(VARTokenizerConfig(**c)), folder, placement)
+
+    def make(config: Mapping[str, Any]) -> AnyTokenizer:
+        if "bits" in config:
+            return InfinityTokenizer(InfinityTokenizerConfig(**config))
+        return VARTokenizer(VARTokenizerConfig(**config))
+
+    return load_module(make, folder, placement)
 
 
-def _copy_weights(source: str | Path, model: VARTransformer) -> None:
-    """The weights of another model's transformer; raises CheckpointError where it differs in a size."""
-    folder = locate(source) / "transformer"
-    trained = load_module(
-        lambda c: VARTransformer(VARTransformerConfig(**c)), folder, place("cpu", "float32")
+def _of_kind(kind: type[Tokenizer], tokenizer: AnyTokenizer, source: str | Path) -> Tokenizer:
+    """The tokenizer, if it is of the recipe's kind."""
+    if isinstance(tokenizer, kind):
+        return tokenizer
+    needs = "bits" if kind is InfinityTokenizer else "a codebook"
+    other = "without" if kind is InfinityTokenizer else "with"
+    raise CheckpointError(
+        f"the recipe needs a tokenizer of {needs}, and {str(source)!r} is of the other kind; take a recipe "
+        f"{other} '-bits' in its name"
     )
-    if trained.schedule != model.schedule:
-        raise CheckpointError(
-            f"{str(source)!r} has the grids {trained.schedule}, this run has {model.schedule}"
-        )
+
+
+def _trained(source: str | Path, make: Callable[[Mapping[str, Any]], Module]) -> Module:
+    """The transformer of a trained model."""
+    return load_module(make, locate(source) / "transformer", place("cpu", "float32"))
+
+
+def _copy_weights(trained: Module, model: Module, source: str | Path) -> None:
+    """Copy weights from one transformer to another; raises CheckpointError where they differ in a size."""
     check_shapes(model, trained.state_dict(), source=str(source), hint="Does the recipe have its sizes?")
     model.load_state_dict(trained.state_dict())
 
@@ -288,18 +330,3 @@ def _sides(size: int, reduction: int) -> tuple[int, ...]:
             f"size must be one of {', '.join(map(str, sorted(known)))} pixels, got {size}"
         )
     return known[size]
-
-
-def _recipe(kind: str, recipe: Any, overrides: Mapping[str, Any]) -> Any:
-    if isinstance(recipe, str):
-        if recipe not in RECIPES[kind]:
-            raise InvalidArgumentError(f"no {kind} recipe {recipe!r}; known: {', '.join(RECIPES[kind])}")
-        recipe = RECIPES[kind][recipe]()
-    known = {f.name for f in fields(TrainSettings)}
-    unknown = set(overrides) - known
-    if unknown:
-        raise InvalidArgumentError(
-            f"unknown settings {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}"
-        )
-    given = {k: v for k, v in overrides.items() if v is not None}
-    return replace(recipe, settings=replace(recipe.settings, **given))

@@ -353,8 +353,8 @@ class _Run(Generic[Model]):
 
 
 def _decay_groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """Vectors, biases and position tables are exempt from weight decay (VAR's published rule)."""
-    exempt = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul")
+    """Vectors, biases, position tables and the like are exempt from weight decay (the published rules)."""
+    exempt = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul", "cfg_uncond", "sos.ca.mat_q")
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, p in parameters:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
-import os
-import pickle
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.errors import InvalidArgumentError
 from nextscale.families.var.pipeline import VARPipeline
 from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.families.var.transformer import VARTransformer
-from nextscale.training.data import ImageSource, to_float
-from nextscale.training.pictures import save_grid
-from nextscale.training.trainer import Reporter
+from nextscale.training.next_scale import NextScaleTask
 
 
 def init_transformer(
@@ -59,72 +50,19 @@ def init_transformer(
                 p.mul_(head)
 
 
-@torch.inference_mode()
-def encode_dataset(
-    tokenizer: VARTokenizer,
-    data: ImageSource,
-    *,
-    flip: bool,
-    batch_size: int = 100,
-    report: Reporter | None = None,
-) -> Tensor:
-    """Token maps of a whole data set, int16 or int32 ``(1 or 2, N, L)``; the second set is mirrored."""
-    started, done, total = time.monotonic(), 0, len(data) * (1 + flip)
+def token_maps(tokenizer: VARTokenizer, images: Tensor) -> Tensor:
+    """Tokens of pictures ``(B, 3, H, W)``, all scales one after another: int16 or int32 ``(B, L)``."""
     small = torch.int16 if tokenizer.config.vocab_size < 2**15 else torch.int32
-    sets = []
-    for mirrored in (False, True) if flip else (False,):
-        chunks = []
-        for rows in torch.arange(len(data)).split(batch_size):
-            images = to_float(data.batch(rows)).to(tokenizer.device)
-            maps = tokenizer.encode(images.flip(-1) if mirrored else images)
-            chunks.append(torch.cat([m.flatten(1) for m in maps], 1).to("cpu", small))
-            done += len(rows)
-            if report:
-                rate = done / max(time.monotonic() - started, 1e-9)
-                left = (total - done) / rate
-                report({"doing": "encoding", "images_per_second": rate, "seconds_left": left}, done, total)
-        sets.append(torch.cat(chunks))
-    return torch.stack(sets)
+    maps = tokenizer.encode(images.to(tokenizer.device))
+    return torch.cat([m.flatten(1) for m in maps], 1).to(small)
 
 
-def cached_tokens(
-    tokenizer: VARTokenizer, data: ImageSource, path: Path, *, flip: bool, report: Reporter | None = None
-) -> Tensor:
-    """:func:`encode_dataset`, kept in a file so that a resumed run need not encode again.
-
-    The file also says what it was made from; with another tokenizer or other data it is made anew.
-    """
-    origin = _fingerprint(tokenizer, data, flip)
-    if path.exists():
-        with contextlib.suppress(pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-            kept = torch.load(path, weights_only=True)
-            if isinstance(kept, dict) and kept.get("origin") == origin:
-                tokens: Tensor = kept["tokens"]
-                return tokens
-    tokens = encode_dataset(tokenizer, data, flip=flip, report=report)
-    partial = path.with_suffix(".partial")
-    torch.save({"origin": origin, "tokens": tokens}, partial)
-    os.replace(partial, path)
-    return tokens
-
-
-def _fingerprint(tokenizer: VARTokenizer, data: ImageSource, flip: bool) -> str:
-    """A hash of what token maps depend on: the tokenizer's weights, the labels, and some of the pictures."""
-    digest = hashlib.sha256(f"{len(data)} {flip} {tokenizer.schedule}".encode())
-    parts = [*tokenizer.state_dict().values(), data.labels]
-    parts.append(data.batch(torch.linspace(0, len(data) - 1, 16).long()))
-    for tensor in parts:
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-class TransformerTask:
+class TransformerTask(NextScaleTask[VARTransformer]):
     """Cross-entropy of every scale's tokens given the class and the coarser scales.
 
-    tokens: ``(1 or 2, N, L)`` from :func:`encode_dataset`; with two sets each draw takes one at random.
+    tokens, held_out_tokens: data sets encoded with :func:`token_maps`.
     label_dropout: share of the labels replaced by "no class", which is what classifier-free guidance needs.
-    stages: ``(share of the run, number of scales)`` pairs: train on the coarsest scales first, where the
-        class is decided and a step costs a fraction. The rest of the run trains on all scales.
+    labels, stages: see :class:`NextScaleTask`.
     """
 
     def __init__(
@@ -143,38 +81,30 @@ class TransformerTask:
         stages: Sequence[tuple[float, int]] = (),
         eval_images: int = 1000,
     ) -> None:
-        if len(tokens[0]) != len(labels):
-            raise InvalidArgumentError(f"{len(tokens[0])} token maps but {len(labels)} labels")
-        for share, scales in stages:
-            if not (0 < share < 1 and 2 <= scales <= model.schedule.num_steps):
-                raise InvalidArgumentError(
-                    f"a stage is (share of the run, number of scales), as in (0.3, 4); got {(share, scales)}"
-                )
-        self.model, self.tokenizer = model, tokenizer
-        self.tokens, self.labels = tokens, labels
-        self.held_out = held_out_tokens[0][:eval_images], held_out_labels[:eval_images]
+        super().__init__(
+            model,
+            model.schedule,
+            tokens,
+            labels,
+            held_out_tokens,
+            held_out_labels,
+            stages=stages,
+            eval_images=eval_images,
+        )
+        self.tokenizer = tokenizer
         self.label_dropout, self.label_smoothing = label_dropout, label_smoothing
-        self.stages = stages
-        self.state: dict[str, Tensor] = {}
         self.class_names, self.defaults = tuple(class_names), defaults
-        self.num_examples = len(labels)
 
-    def num_scales(self, progress: float) -> int:
-        """How many scales are trained on after this share of the run."""
-        reached = 0.0
-        for share, scales in self.stages:
-            reached += share
-            if progress < reached:
-                return scales
-        return self.model.schedule.num_steps
+    @property
+    def num_classes(self) -> int:
+        return self.model.config.num_classes
 
     def loss(self, rows: Tensor, step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-        which = torch.randint(len(self.tokens), (len(rows),))
-        labels = self.labels[rows]
+        tokens, labels = self.drawn(rows), self.labels[rows]
         dropped = torch.rand(len(rows)) < self.label_dropout
         labels = torch.where(dropped, self.model.null_label, labels)
         scales = self.num_scales(step / total)
-        logits, targets = self._predict(self.model, self.tokens[which, rows], labels, scales)
+        logits, targets = self._predict(self.model, tokens, labels, scales)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=self.label_smoothing)
         return loss, {"scales": torch.tensor(scales)}
 
@@ -189,33 +119,13 @@ class TransformerTask:
             inputs = self.tokenizer.next_inputs(maps)
         return model(labels.to(device), inputs), tokens
 
-    def after_step(self, step: int, total: int) -> None:
-        """Nothing to do."""
+    def position_losses(self, model: VARTransformer, encoded: Tensor, labels: Tensor) -> Tensor:
+        logits, targets = self._predict(model, encoded, labels, self.schedule.num_steps)
+        return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
 
-    @torch.inference_mode()
-    def evaluate(self, model: VARTransformer) -> dict[str, float]:
-        """Held-out loss in nats per token, over all positions and per scale."""
-        tokens, labels = self.held_out
-        schedule = self.model.schedule
-        sums = torch.zeros(schedule.num_tokens, dtype=torch.float64)
-        for rows in torch.arange(len(labels)).split(100):
-            logits, targets = self._predict(model, tokens[rows], labels[rows], schedule.num_steps)
-            losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-            sums += losses.sum(0).cpu().double()
-        mean = sums / len(labels)
-        per_scale = {f"loss_{k}": float(mean[schedule.span(k)].mean()) for k in range(schedule.num_steps)}
-        return {"loss": float(mean.mean()), **per_scale}
+    def draw(self, model: VARTransformer, labels: list[int]) -> Tensor:
+        images: Tensor = self.pipeline(model)(labels, seed=0, batch_size=len(labels), output_type="pt").images
+        return images
 
-    def sample(self, model: VARTransformer, path: Path) -> None:
-        """A row of four pictures per class (of the first ten), always from the same seeds."""
-        pipe = self._pipeline(model)
-        labels = [c for c in range(min(10, self.model.config.num_classes)) for _ in range(4)]
-        out = pipe(labels, seed=0, batch_size=len(labels), output_type="pt")
-        save_grid(out.images * 2 - 1, path, columns=8)
-
-    def save(self, model: VARTransformer, folder: Path) -> None:
-        """A complete model folder: transformer, tokenizer, class names and defaults."""
-        self._pipeline(model).save_pretrained(folder)
-
-    def _pipeline(self, model: VARTransformer) -> VARPipeline:
+    def pipeline(self, model: VARTransformer) -> VARPipeline:
         return VARPipeline(model, self.tokenizer, class_names=self.class_names, defaults=self.defaults)

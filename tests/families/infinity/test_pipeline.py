@@ -551,6 +551,18 @@ def test_own_layout_comes_back(tmp_path: Path, pipe: InfinityPipeline):
     assert torch.equal(a.images, b.images)
 
 
+def test_class_prompts_are_stored_with_the_model(tmp_path: Path, plain: InfinityPipeline):
+    assert plain.class_prompts == ()
+    prompts = ["a photo of a cat", "a photo of a dog"]
+    own = InfinityPipeline(plain.transformer, plain.tokenizer, class_prompts=prompts)
+    own.save_pretrained(tmp_path)
+    assert read_config(tmp_path)["class_prompts"] == prompts
+    assert InfinityPipeline.from_pretrained(tmp_path, device="cpu").class_prompts == tuple(prompts)
+    config = {k: v for k, v in read_config(tmp_path).items() if k != "class_prompts"}
+    (tmp_path / "config.json").write_text(json.dumps(config))  # as in folders of before there were any
+    assert InfinityPipeline.from_pretrained(tmp_path, device="cpu").class_prompts == ()
+
+
 def test_the_text_encoder_is_stored_by_name(tmp_path: Path, plain: InfinityPipeline):
     named = InfinityPipeline(
         plain.transformer, plain.tokenizer, text_encoder=T5TextEncoder("some/t5", device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -234,6 +235,7 @@ def test_published_sizes_find_their_schedule():
     [
         ({"bits": 0}, "at least one bit, got 0"),
         ({"ch": 20}, "multiples of 32 or 24 .*got 20"),
+        ({"ch": 12, "norm_groups": (8,)}, "multiples of 8 for .*got 12"),
         ({"ch": 48, "encoder_ch_mult": (1, 0)}, "got 0"),
         ({"decoder_ch_mult": (1,)}, r"same number of levels, got the widths \(1, 2\) and \(1,\)"),
         ({"encoder_ch_mult": (), "decoder_ch_mult": ()}, "same number of levels"),
@@ -246,14 +248,22 @@ def test_sizes_that_make_no_tokenizer(changes: dict[str, Any], message: str):
 
 
 def test_config_through_json():
-    import json
-
     config = replace(TINY, patch_nums=((1, 1), (2, 3)))
     assert InfinityTokenizerConfig(**json.loads(json.dumps(config.to_dict()))) == config
     assert (
         InfinityTokenizerConfig(**json.loads(json.dumps(InfinityTokenizerConfig().to_dict()))).schedule
         is None
     )
+
+
+def test_narrow_tokenizers_take_fewer_groups():
+    tokenizer = make(ch=8, norm_groups=(16, 4))
+    groups = {m.num_channels: m.num_groups for m in tokenizer.modules() if isinstance(m, torch.nn.GroupNorm)}
+    assert groups == {8: 4, 16: 16}
+    published = make()
+    assert {m.num_groups for m in published.modules() if isinstance(m, torch.nn.GroupNorm)} == {24}
+    config = replace(TINY, ch=8, norm_groups=(16, 4))
+    assert InfinityTokenizerConfig(**json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_pictures_that_do_not_fit():

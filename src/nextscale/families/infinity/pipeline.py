@@ -68,8 +68,11 @@ class InfinityPipeline:
     transformer, tokenizer: the two models; the bits of a token must agree.
     text_encoder: makes features of prompts given as strings; without one, pass
         :class:`~nextscale.families.text.TextFeatures`.
-    defaults: ``guidance_scale``, ``temperature``, ``top_k``, ``top_p``, ``pixels`` and ``ssg`` (a mapping
-        with ``beta``) for calls that do not name them.
+    defaults: ``guidance_scale``, ``temperature``, ``top_k``, ``top_p`` and ``pixels`` for calls that do not
+        name them, and ``ssg``, a mapping with the settings of a :class:`ScaledSpatialGuidance` that names no
+        strength.
+    class_prompts: of a model that was trained on captions of classes, the prompt of each class, by its number
+        in the training data; so that such a model can be measured class by class.
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class InfinityPipeline:
         tokenizer: InfinityTokenizer,
         *,
         text_encoder: TextEncoder | None = None,
+        class_prompts: Sequence[str] = (),
         defaults: Mapping[str, Any] | None = None,
         name: str = "",
     ) -> None:
         checkpoint.check_pair(transformer, tokenizer)
         self.transformer, self.tokenizer, self.name = transformer, tokenizer, name
         self.text_encoder = text_encoder
+        self.class_prompts = tuple(class_prompts)
         self.defaults: dict[str, Any] = {**OFFICIAL_DEFAULTS, **(defaults or {})}
 
     # ------------------------------------------------------------------ loading and saving
@@ -120,6 +125,7 @@ class InfinityPipeline:
             transformer,
             tokenizer,
             text_encoder=_as_encoder(chosen, transformer),
+            class_prompts=config.get("class_prompts", ()),
             defaults=config.get("defaults"),
             name=str(name),
         )
@@ -178,7 +184,12 @@ class InfinityPipeline:
         save_module(self.tokenizer, self.tokenizer.config.to_dict(), folder / "tokenizer", dtype=dtype)
         encoder = self.text_encoder
         name = WORDS if isinstance(encoder, WordEncoder) else getattr(encoder, "name", None)
-        config = {"family": FAMILY, "text_encoder": name, "defaults": self.defaults}
+        config = {
+            "family": FAMILY,
+            "text_encoder": name,
+            "class_prompts": list(self.class_prompts),
+            "defaults": self.defaults,
+        }
         write_json(config, folder / "config.json")  # last: a folder with it is complete
 
     # ------------------------------------------------------------------ properties

@@ -35,7 +35,7 @@ from nextscale.nn.quantizer import shrink
 from nextscale.nn.strips import decode_in_strips
 from nextscale.scales import Grid, ScaleSchedule
 
-NORM_GROUPS = (32, 24)  # the first that divides a layer's channels
+NORM_GROUPS = (32, 24)  # of the published files
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class InfinityTokenizerConfig:
 
     bits: per cell. ch, encoder_ch_mult, decoder_ch_mult: level i has ``ch * mult[i]`` channels.
     num_res_blocks: per level of the encoder; the decoder has one more.
+    norm_groups: of the group norms; a layer takes the first number that divides its channels. With as many
+        groups as channels the mean of a channel is lost, so narrow tokenizers need fewer than published.
     patchify: a token of the transformer is a block of 2x2 cells.
     patch_nums: side (or ``(height, width)``) of every scale of the transformer's grid, for a tokenizer with a
         schedule of its own; ``None`` for the published ones.
@@ -60,9 +62,10 @@ class InfinityTokenizerConfig:
     patch_nums: tuple[int | Grid, ...] | None = None
     beta: float = 0.25
     entropy: float = 0.1
+    norm_groups: tuple[int, ...] = NORM_GROUPS
 
     def __post_init__(self) -> None:
-        for name in ("encoder_ch_mult", "decoder_ch_mult", "patch_nums"):  # JSON has no tuples
+        for name in ("encoder_ch_mult", "decoder_ch_mult", "patch_nums", "norm_groups"):  # JSON has no tuples
             given = getattr(self, name)
             value = None if given is None else tuple(tuple(v) if isinstance(v, list) else v for v in given)
             object.__setattr__(self, name, value)
@@ -76,9 +79,10 @@ class InfinityTokenizerConfig:
                 f"{self.encoder_ch_mult} and {self.decoder_ch_mult}"
             )
         for width in (self.ch * m for m in (1, *self.encoder_ch_mult, *self.decoder_ch_mult)):
-            if width < 1 or all(width % groups for groups in NORM_GROUPS):
+            if width < 1 or all(width % groups for groups in self.norm_groups):
+                known = " or ".join(map(str, self.norm_groups))
                 raise InvalidArgumentError(
-                    f"widths must be multiples of 32 or 24 for the groups of the norms, got {width}"
+                    f"widths must be multiples of {known} for the groups of the norms, got {width}"
                 )
 
     @property
@@ -148,7 +152,7 @@ class InfinityTokenizer(nn.Module):
             z_channels=config.bits,
             in_channels=config.in_channels,
             attention=False,
-            groups=NORM_GROUPS,
+            groups=config.norm_groups,
         )
         self.encoder = Encoder(ch_mult=config.encoder_ch_mult, **sizes)
         self.decoder = Decoder(ch_mult=config.decoder_ch_mult, **sizes)

@@ -1,0 +1,86 @@
+"""What a tokenizer makes of a whole data set, made once and kept."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nextscale.families.infinity.tokenizer import InfinityTokenizer
+from nextscale.families.var.tokenizer import VARTokenizer
+from nextscale.training.data import ImageSource, to_float
+from nextscale.training.trainer import Reporter
+
+AnyTokenizer = VARTokenizer | InfinityTokenizer
+Encode = Callable[[Tensor], Tensor]  # pictures (B, 3, H, W) in [-1, 1] -> what is kept of them, (B, ...)
+
+
+@torch.inference_mode()
+def encode_dataset(
+    encode: Encode,
+    data: ImageSource,
+    *,
+    flip: bool,
+    batch_size: int = 100,
+    report: Reporter | None = None,
+) -> Tensor:
+    """What ``encode`` makes of a whole data set, ``(1 or 2, N, ...)``; the second set is mirrored."""
+    started, done, total = time.monotonic(), 0, len(data) * (1 + flip)
+    sets = []
+    for mirrored in (False, True) if flip else (False,):
+        chunks = []
+        for rows in torch.arange(len(data)).split(batch_size):
+            images = to_float(data.batch(rows))
+            chunks.append(encode(images.flip(-1) if mirrored else images).cpu())
+            done += len(rows)
+            if report:
+                rate = done / max(time.monotonic() - started, 1e-9)
+                left = (total - done) / rate
+                report({"doing": "encoding", "images_per_second": rate, "seconds_left": left}, done, total)
+        sets.append(torch.cat(chunks))
+    return torch.stack(sets)
+
+
+def cached(
+    tokenizer: AnyTokenizer,
+    encode: Encode,
+    data: ImageSource,
+    path: Path,
+    *,
+    flip: bool,
+    report: Reporter | None = None,
+) -> Tensor:
+    """:func:`encode_dataset`, kept in a file so that a resumed run need not encode again.
+
+    tokenizer: what ``encode`` works with. The file also says what it was made from; with another tokenizer or
+    other data it is made anew.
+    """
+    origin = _fingerprint(tokenizer, data, flip)
+    if path.exists():
+        with contextlib.suppress(pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+            kept = torch.load(path, weights_only=True)
+            if isinstance(kept, dict) and kept.get("origin") == origin:
+                tokens: Tensor = kept["tokens"]
+                return tokens
+    tokens = encode_dataset(encode, data, flip=flip, report=report)
+    partial = path.with_suffix(".partial")
+    torch.save({"origin": origin, "tokens": tokens}, partial)
+    os.replace(partial, path)
+    return tokens
+
+
+def _fingerprint(tokenizer: AnyTokenizer, data: ImageSource, flip: bool) -> str:
+    """A hash of what the outcome depends on: the tokenizer's weights, the labels, some of the pictures."""
+    digest = hashlib.sha256(f"{len(data)} {flip} {tokenizer.schedule}".encode())
+    parts = [*tokenizer.state_dict().values(), data.labels]
+    parts.append(data.batch(torch.linspace(0, len(data) - 1, 16).long()))
+    for tensor in parts:
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
