@@ -5,6 +5,9 @@
 ``--data`` is a folder with ``test*.parquet`` in the hub's layout. The file holds mean and covariance in
 float64 and the features of every picture in half precision, but no pictures. It belongs to one set of
 classifier weights, whose digest it names: run this again when the classifier has changed.
+
+Beside it, as ``cifar10-test-spectra.npz``, lie mean and covariance of the pictures' radial amplitudes and
+detail fractions, some kilobytes, for ``nextscale spectrum``.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from nextscale.evaluation.images import CalledImages
 from nextscale.evaluation.recognition import CLASSIFIER
 from nextscale.evaluation.reference import Reference, measure_reference, open_reference, write_reference
 from nextscale.evaluation.shards import Shards
+from nextscale.evaluation.stored_spectra import write_spectra
 from nextscale.training.data import open_images
 
 TARGET = Path(nextscale.evaluation.__file__).parent / "references" / "cifar10-test.npz"
@@ -43,6 +47,9 @@ def main() -> None:
     written = open_reference(args.output)
     size = args.output.stat().st_size / 1e6
     print(f"{args.output}: {written.count} pictures, {size:.1f} MB, SHA-256 {written.sha256}")
+    spectra = args.output.with_name(f"{args.output.stem}-spectra.npz")
+    write_spectra(spectra, images, written.sha256)
+    print(f"{spectra}: {spectra.stat().st_size / 1e3:.1f} kB")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from nextscale.errors import ModelNotFoundError
 
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub")
 EVERY = [(), ("generate",), ("compare",), ("info",), ("convert",), ("train",), ("train", "tokenizer")]
-EVERY += [("evaluate",), ("train", "transformer"), ("train", "classifier")]
+EVERY += [("evaluate",), ("sweep",), ("tune",), ("train", "transformer"), ("train", "classifier")]
 
 
 def run_in_process(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:

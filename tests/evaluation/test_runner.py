@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextscale import VARPipeline
+from nextscale import InfinityPipeline, VARPipeline
 from nextscale.errors import DataError, InvalidArgumentError
 from nextscale.evaluation import shards as shards_module
 from nextscale.evaluation.features import FeatureSpace, open_space
@@ -30,6 +30,9 @@ from nextscale.evaluation.runner import (
     run,
 )
 from nextscale.evaluation.shards import Shards
+from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
+from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
+from nextscale.families.words import WordEncoder
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 
 
@@ -73,6 +76,43 @@ def test_pictures_are_those_of_the_pipeline(pipe: VARPipeline, space: FeatureSpa
     wanted = pipe([i % 10 for i in range(3, 23)], seed=103, batch_size=20, **options).images
     assert torch.equal(found, (wanted * 255 + 0.5).floor().to(torch.uint8))
     json.dumps(protocol.to_dict())
+
+
+def prompted(class_prompts: tuple[str, ...]) -> InfinityPipeline:
+    """A text-to-image model of 32 x 32 pixels, with random weights."""
+    torch.manual_seed(0)
+    transformer = InfinityTransformerConfig(
+        bits=4, depth=1, embed_dim=16, num_heads=2, ffn_dim=32, text_dim=8, text_length=8, pool_heads=2
+    )
+    widths = {"encoder_ch_mult": (1, 1, 1), "decoder_ch_mult": (1, 1, 1)}
+    tokenizer = InfinityTokenizerConfig(
+        bits=4, ch=8, **widths, num_res_blocks=1, norm_groups=(4,), patch_nums=(1, 2, 4, 8)
+    )
+    return InfinityPipeline(
+        InfinityTransformer(transformer).eval().requires_grad_(False),
+        InfinityTokenizer(tokenizer).eval().requires_grad_(False),
+        text_encoder=WordEncoder(8),
+        class_prompts=class_prompts,
+        name="prompted",
+    )
+
+
+def test_prompts_stand_for_classes(space: FeatureSpace):
+    prompts = ("a bird", "a cat", "a dog")
+    pipe = prompted(prompts)
+    protocol = plan(pipe, 7, space, arguments={"guidance_scale": 2.0, "ssg": 0.5}, seed=10)
+    assert protocol.classes == 3 and protocol.model["prompts"] == list(prompts)
+    assert protocol.hash != plan(prompted(("a bird", "a cat", "a cow")), 7, space, seed=10).hash
+    found = PipelineImages(pipe, protocol).read(2, 7)
+    wanted = [prompts[i % 3] for i in range(2, 7)]
+    images = pipe(wanted, guidance_scale=2.0, ssg=0.5, seed=12, batch_size=5, output_type="pt").images
+    assert torch.equal(found, (images * 255 + 0.5).floor().to(torch.uint8))
+    json.dumps(protocol.to_dict())
+
+
+def test_a_model_without_classes_cannot_be_measured(space: FeatureSpace):
+    with pytest.raises(InvalidArgumentError, match="draws prompts, and names none for the classes"):
+        plan(prompted(()), 7, space)
 
 
 def test_a_result_has_every_figure(

@@ -11,6 +11,7 @@ from nextscale.errors import InvalidArgumentError
 from nextscale.generation.request import (
     call_settings,
     convert_images,
+    default_ssg,
     given_maps,
     resolve_cfg,
     resolve_seeds,
@@ -69,6 +70,16 @@ def test_ssg_from_what_a_caller_writes():
     for without in ({}, {"ssg": None}, {"ssg": {}}):
         assert resolve_ssg(open_beta, without) == ScaledSpatialGuidance(DEFAULT_BETA, prior="dct")
     assert resolve_ssg([0.0, 0.1], {}) == ScaledSpatialGuidance([0.0, 0.1])
+    tuned = {"ssg": {"beta": 0.3, "schedule": "linear", "norm": "forward", "stop": None}}
+    assert resolve_ssg(open_beta, tuned) == ScaledSpatialGuidance(
+        0.3, schedule="linear", prior="dct", norm="forward"
+    )
+    assert resolve_ssg(0.6, tuned) == ScaledSpatialGuidance(0.6)
+    assert default_ssg({"ssg": {"schedule": "linear"}}) == ScaledSpatialGuidance(
+        DEFAULT_BETA, schedule="linear"
+    )
+    with pytest.raises(InvalidArgumentError, match=r"unknown settings \['strength'\]"):
+        resolve_ssg(open_beta, {"ssg": {"strength": 1}})
     for wrong in ("0.5", True, object()):
         with pytest.raises(InvalidArgumentError, match="beta must be a number"):
             resolve_ssg(wrong, {})  # type: ignore[arg-type]

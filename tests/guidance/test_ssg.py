@@ -299,6 +299,36 @@ def test_no_beta_means_a_default():
     assert ScaledSpatialGuidance().with_defaults(None).beta is None
 
 
+def test_without_a_strength_everything_that_is_open_is_the_models():
+    model = ScaledSpatialGuidance(
+        0.3, schedule="bandwidth", prior="dct", norm="forward", remember="guided", start=2, stop=4
+    )
+    assert ScaledSpatialGuidance().with_defaults(model) == model
+    for named in ({"schedule": "constant"}, {"prior": "dse"}, {"norm": "ortho"}, {"stop": 3}, {"start": 0}):
+        expected = dataclasses.replace(model, **named)
+        assert ScaledSpatialGuidance(**named).with_defaults(model) == expected != model
+    # A strength makes it complete: it means the same with every model.
+    assert ScaledSpatialGuidance(0.3).with_defaults(model) == ScaledSpatialGuidance(
+        0.3, schedule="constant", prior="dse", norm="ortho", remember="unguided", start=1
+    )
+    open_ = ScaledSpatialGuidance(norm="backward")
+    assert open_.schedule is None and ScaledSpatialGuidance(0.3).schedule == "constant"
+    assert ScaledSpatialGuidance.from_dict(open_.to_dict()) == open_
+
+
+def test_what_is_open_without_a_model_is_the_librarys():
+    trail: list = []
+    expected = run(ScaledSpatialGuidance(DEFAULT_BETA), trail=trail)
+    assert all(torch.equal(a, b) for a, b in zip(run(ScaledSpatialGuidance()), expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["schedule", "prior", "norm", "remember"])
+@pytest.mark.parametrize("beta", [None, 0.5])
+def test_no_name_at_all_is_a_wrong_one(name, beta):
+    with pytest.raises(InvalidArgumentError, match=f"unknown .*{name}|unknown {name}"):
+        ScaledSpatialGuidance(beta, **{name: ""})
+
+
 def test_a_skipped_step_leaves_nothing_to_compare_with():
     state = ScaledSpatialGuidance(0.6).begin(GRIDS)
     state(GuidanceStep(0, GRIDS), {"cond": logits_of(GRIDS[0])})

@@ -1,4 +1,4 @@
-"""``nextscale compare``: the same seeds without and with SSG, side by side."""
+"""``nextscale compare``: the same seeds without and with SSG, side by side, or measured."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nextscale import __version__
-from nextscale.cli import options, pictures, request
+from nextscale.cli import comparison, options, pictures, request
+from nextscale.cli.comparison import MeasuringOptions
 from nextscale.cli.help import NAMES, Command
 from nextscale.cli.models import ModelOptions
 from nextscale.cli.progress import drawing, working
 from nextscale.cli.request import DrawingOptions, Pictures, SSGOptions
+from nextscale.cli.ruler import RulerOptions
 from nextscale.cli.setup import CountOptions, FileOptions, Job, prepare
-from nextscale.cli.sheets import Block, comparison
+from nextscale.cli.sheets import Block
+from nextscale.cli.sheets import comparison as draw_sheet
 from nextscale.cli.subjects import SubjectOptions
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ nextscale compare horse ship --count 6 --seed 100 --guidance-scale 3
 nextscale compare --ssg 0.6 --ssg-schedule bandwidth --norm forward
 nextscale compare volcano fountain --model FoundationVision/var --depth 16 --ssg 0.6
 nextscale compare --model my-infinity --prompt "a lighthouse at dawn" --prompt "a red panda" --count 3
+nextscale compare --images 10000 --ssg 0.6 --output measured.json
 """
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -65,23 +69,35 @@ def compare(
             "--output",
             "-o",
             metavar="FILE",
-            help="The picture, a .png. Default: compare.png, or compare-2.png where that exists.",
+            help="The picture, a .png. Default: compare.png, or compare-2.png where that exists. With "
+            "--images the figures, a .json with a table beside it as .md. Default: comparison.json.",
             rich_help_panel="Output",
             show_default=False,
         ),
     ] = None,
     files: FileOptions,
+    measuring: MeasuringOptions,
+    ruler: RulerOptions,
     model: ModelOptions,
 ) -> None:
     """Make the same pictures without and with SSG, side by side: a row per class or prompt.
 
     Seeds start at 0 unless --seed says otherwise, and are the same in every block.
+    With --images, measure both instead: the difference of every figure, with a 95 % interval.
     """
+    shown = {"LABELS": subjects.words, "--prompt": subjects.prompt, "--prompts": subjects.prompts}
+    sheets_only = {**shown, "--count": how_many.count, **_given(files)}
+    comparison.check_mode(measuring.images, {**measuring.only_here(), **_given(ruler)}, sheets_only)
+    if measuring.images is not None:
+        chosen = comparison.Measuring.of(measuring, how_many, output)
+        task = chosen.plan(read_arms(ssg, spatial), shape.given(), ruler, model)
+        comparison.measure(task, chosen)
+        return
     typed = subjects.typed()
     setup = prepare(COMMAND, DEFAULT_NAME, output, files, model, how_many)
     with working(f"loading {setup.choice}"):
         given = shape.given()
-        arms = _arms(ssg, spatial, setup.stored)
+        arms = read_arms(ssg, spatial, setup.stored)
         job = setup.load(given, model.device, model.dtype)
     arms = list(dict.fromkeys(request.with_model_default(job.pipe, arm) for arm in arms))
     usual = SMALL_COUNT if max(job.pipe.image_size) <= SMALL else LARGE_COUNT
@@ -105,8 +121,19 @@ def compare(
         print(f"{setup.separate}: single files")
 
 
-def _arms(strengths: Sequence[str] | None, spatial: SSGOptions, stored: Mapping[str, Any]) -> list[Arm]:
-    """The settings to compare, the one without SSG first."""
+def _given(bundle: Any) -> dict[str, Any]:
+    """Options of a bundle by their names on the command line."""
+    return {options.flag(name.rstrip("_")): value for name, value in vars(bundle).items()}
+
+
+def read_arms(
+    strengths: Sequence[str] | None, spatial: SSGOptions, stored: Mapping[str, Any] | None = None
+) -> list[Arm]:
+    """The settings to compare, the one without SSG first.
+
+    strengths: as typed; ``None`` is the model's. stored: the settings of an earlier picture.
+    """
+    stored = stored or {}
     if strengths:
         base = next((arm for arm in stored.get("arms", []) if arm), None)
         arms = [_arm(text, spatial, base) for text in options.split_arms(strengths)]
@@ -144,7 +171,7 @@ def _save_sheet(job: Job, outs: Sequence[GenerationOutput], settings: Mapping[st
         Block(request.arm_name(arm), request.ssg_details(arm), out.images)
         for arm, out in zip(settings["arms"], outs, strict=True)
     ]
-    sheet, _ = comparison(blocks, rows, **layout, caption=_caption(settings))
+    sheet, _ = draw_sheet(blocks, rows, **layout, caption=_caption(settings))
     pictures.save_png(sheet, job.setup.target, settings)
     return [block.title for block in blocks]
 

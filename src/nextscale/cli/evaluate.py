@@ -205,7 +205,7 @@ def evaluate(
         with working(f"loading {choice}"):
             given, guidance = shape.given(), spatial.build(ssg)
             pipe = choice.load(model.device, model.dtype)
-            _check_model(pipe, preset)
+            check_model(pipe, preset)
             arguments = request.call_arguments(pipe, {**preset.sampling, **given}, {})
             arguments["ssg"] = request.with_model_default(pipe, guidance)
         task = _model_task(pipe, arguments, what, preset, ruler, model.device)
@@ -216,13 +216,11 @@ def evaluate(
     print(f"{target}, {target.with_suffix('.md').name}; features are kept in {work}")
 
 
-def _check_model(pipe: Any, preset: Preset) -> None:
+def check_model(pipe: Any, preset: Preset) -> None:
     """Raises InvalidArgumentError for a model that the preset is not for."""
-    if not hasattr(pipe, "class_names"):
-        raise InvalidArgumentError(
-            f"{pipe.name} draws prompts; only models that draw classes can be measured"
-        )
-    (h, w), classes = pipe.image_size, pipe.transformer.config.num_classes
+    from nextscale.evaluation.runner import class_subjects
+
+    (h, w), classes = pipe.image_size, len(class_subjects(pipe))
     for wanted, found in ((preset.size, (h, w)), (preset.classes, classes)):
         if wanted is not None and wanted != found:
             size = "any" if preset.size is None else f"{preset.size[1]}x{preset.size[0]}"

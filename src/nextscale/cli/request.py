@@ -54,7 +54,8 @@ class SSGOptions:
                 name = next(iter(given))
                 raise InvalidArgumentError(f"{_flag(name)} shapes SSG, which is off; add --ssg 0.6, say")
             return None
-        settings = {**(stored or {}), **given}
+        earlier = {} if strength == DEFAULT else stored or {}
+        settings = {**earlier, **given}
         if strength is not None:
             settings["beta"] = None if strength == DEFAULT else read_numbers(strength, "--ssg")
             if isinstance(settings["beta"], list) and "schedule" not in given:
@@ -242,12 +243,10 @@ class TokenCount:
 
 
 def with_model_default(pipe: Any, ssg: ScaledSpatialGuidance | None) -> ScaledSpatialGuidance | None:
-    """SSG with its strength spelled out: the model's, or the library's where the model names none."""
-    from nextscale.guidance.ssg import DEFAULT_BETA
+    """SSG with all settings spelled out: the model's, or the library's where the model names none."""
+    from nextscale.generation.request import resolve_ssg
 
-    if ssg is None:
-        return None
-    return ssg.with_defaults((pipe.defaults.get("ssg") or {}).get("beta", DEFAULT_BETA))
+    return resolve_ssg(ssg, pipe.defaults)
 
 
 def describe(settings: Mapping[str, Any], *, ssg: bool = True) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 
 # What a pipeline reports of its settings that is no setting: it stands elsewhere in a protocol, or nowhere.
-_NOT_SAMPLING = ("nextscale", "family", "model", "labels", "seeds")
+_NOT_SAMPLING = ("nextscale", "family", "model", "labels", "prompts", "seeds", "given_tokens", "tile")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class PipelineImages:
         if protocol.sampling is None or protocol.classes is None:
             raise InvalidArgumentError("this protocol is about a file of samples, not about a pipeline")
         self.pipe, self.protocol = pipe, protocol
+        self.subjects = class_subjects(pipe)
         known = inspect.signature(pipe).parameters
         self.arguments: dict[str, Any] = {k: v for k, v in protocol.sampling.items() if k in known}
         self.arguments["guidance_scale"] = ClassifierFreeGuidance.from_dict(
@@ -82,10 +83,10 @@ class PipelineImages:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Draw pictures ``start`` up to ``stop``, all at once."""
-        labels = [self.protocol.label(i) for i in range(start, stop)]
+        wanted: Any = [self.subjects[self.protocol.label(i)] for i in range(start, stop)]
         seeds = [self.protocol.seed + i for i in range(start, stop)]
         try:
-            out = self.pipe(labels, seed=seeds, batch_size=stop - start, output_type="pt", **self.arguments)
+            out = self.pipe(wanted, seed=seeds, batch_size=stop - start, output_type="pt", **self.arguments)
         except torch.cuda.OutOfMemoryError:
             raise InvalidArgumentError(
                 f"{self.pipe.device} has too little memory for {stop - start} pictures at once; use a "
@@ -111,14 +112,10 @@ def plan(
         pipeline itself says what it makes of them.
     Raises InvalidArgumentError if pipeline, feature space and reference do not fit each other.
     """
-    if not hasattr(pipe, "class_names"):
-        raise InvalidArgumentError(
-            f"{pipe.name} draws prompts; only models that draw classes can be measured"
-        )
-    classes = pipe.transformer.config.num_classes
+    subjects: Any = class_subjects(pipe)
     check_fit(pipe.image_size, space, reference)
-    settings = pipe([0], seed=seed, **(arguments or {})).settings
-    sampling = {k: v for k, v in settings.items() if k not in _NOT_SAMPLING}
+    settings = pipe([subjects[0]], seed=seed, **(arguments or {})).settings
+    sampling = sampling_in(settings)
     return Protocol(
         images=images,
         size=pipe.image_size,
@@ -127,16 +124,38 @@ def plan(
             "family": settings["family"],
             "depth": getattr(pipe.transformer.config, "depth", None),
             "sha256": pipeline_digest(pipe),
+            **({} if isinstance(subjects, range) else {"prompts": list(subjects)}),
         },
         features=described(space),
         reference=reference.description() if reference else None,
         sampling=sampling,
-        classes=classes,
+        classes=len(subjects),
         seed=seed,
         rounding=rounding,
         batch=batch_size if sampling.get("sampler") == "multinomial" else None,
         rules=Rules().fitted(images, reference.count if reference else 0),
     )
+
+
+def class_subjects(pipe: Any) -> Sequence[int] | Sequence[str]:
+    """What a pipeline is asked for to draw each class: its number, or its prompt.
+
+    Raises InvalidArgumentError for a pipeline that knows no classes.
+    """
+    if hasattr(pipe, "class_names"):
+        return range(pipe.transformer.config.num_classes)
+    prompts: Sequence[str] = getattr(pipe, "class_prompts", ())
+    if not prompts:
+        raise InvalidArgumentError(
+            f"{pipe.name} draws prompts, and names none for the classes of any data; only models that draw "
+            f"classes can be measured"
+        )
+    return prompts
+
+
+def sampling_in(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the settings that a pipeline reports is a protocol's ``sampling``."""
+    return {k: v for k, v in settings.items() if k not in _NOT_SAMPLING}
 
 
 def plan_samples(samples: NpzImages, space: FeatureSpace, reference: Reference | None = None) -> Protocol:

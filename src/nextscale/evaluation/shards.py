@@ -38,6 +38,11 @@ class Shards:
         """How many pictures are done, of those wanted."""
         return sum(self._done(i) for i in range(self._files))
 
+    @property
+    def left(self) -> int:
+        """How many pictures :meth:`fill` will ask for: all those of files that are not whole."""
+        return sum(self._wanted(i) for i in range(self._files) if self._done(i) != self._wanted(i))
+
     def fill(
         self,
         images: Images,

@@ -91,8 +91,18 @@ def resolve_ssg(
     described = as_ssg(ssg)
     if described is None:
         return None
-    # The settings of a picture must not depend on a constant that may change, so the number is written out.
-    return described.with_defaults((defaults.get("ssg") or {}).get("beta", DEFAULT_BETA))
+    # The settings of a picture must not depend on a constant that may change, so all are written out.
+    return described.with_defaults(default_ssg(defaults))
+
+
+def default_ssg(defaults: Mapping[str, Any]) -> ScaledSpatialGuidance:
+    """What SSG without arguments is with a model, from the ``ssg`` among its defaults.
+
+    That is a mapping with all settings, or with some of them (older folders name ``beta`` alone); the
+    library's defaults fill it up. Raises InvalidArgumentError for settings that are none.
+    """
+    stored = {k: v for k, v in (defaults.get("ssg") or {}).items() if v is not None}
+    return ScaledSpatialGuidance.from_dict({"beta": DEFAULT_BETA, **stored})
 
 
 def resolve_cfg(

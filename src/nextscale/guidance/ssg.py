@@ -58,6 +58,12 @@ DEFAULT_BETA = 0.6
 
 _METHOD = "scaled_spatial_guidance"
 _SETTINGS = ("beta", "schedule", "prior", "norm", "remember", "start", "stop")
+# What settings are that neither the caller nor the model names.
+_SCHEDULE: ScheduleName = "constant"
+_PRIOR: PriorKind = "dse"
+_NORM: Norm = "ortho"
+_REMEMBER: Remember = "unguided"
+_START = 1  # also what a model's default replaces; 0 says the same, and stays
 # (B, l, C) and (B, l, bits, 2) alike: what the loop passes has its cells along axis 1.
 _LOOP_POSITION_DIM = 1
 
@@ -135,15 +141,18 @@ def _common_position_dim(
 class ScaledSpatialGuidance:
     """Scaled Spatial Guidance as a setting: frozen, free of tensors, to be shared between calls and threads.
 
+    With a strength it is complete, and means the same with every model. Without one, whatever is left at
+    ``None``, and a ``start`` of 1, is what the model was tuned to, or the defaults named below.
+
     beta: the strength: a number, one value per step (the first is unused), a callable that gets every
         :class:`GuidanceStep` once, when a generation begins, and returns a number, or ``None`` for the
         default of the model, and :data:`DEFAULT_BETA` where it has none. Finite, at least 0.
-    schedule: how a number is spread over the steps: ``"constant"``, ``"linear"``, ``"cosine"`` or
-        ``"bandwidth"``, see :mod:`nextscale.guidance.schedules`.
-    prior: ``"dse"``, ``"dct"``, ``"bilinear"`` or ``"nearest"``.
-    norm: ``"ortho"``, ``"forward"`` or ``"backward"``.
+    schedule: how a number is spread over the steps: ``"constant"`` (the default), ``"linear"``,
+        ``"cosine"`` or ``"bandwidth"``, see :mod:`nextscale.guidance.schedules`.
+    prior: ``"dse"`` (the default), ``"dct"``, ``"bilinear"`` or ``"nearest"``.
+    norm: ``"ortho"`` (the default), ``"forward"`` or ``"backward"``.
     remember: what the next step's prior is made from: this step's ``"unguided"`` logits (after
-        classifier-free guidance, before SSG) or the ``"guided"`` ones.
+        classifier-free guidance, before SSG; the default) or the ``"guided"`` ones.
     start: the first step that is guided, counted from 0. Step 0 never is.
     stop: the step before which guidance ends; ``None`` guides to the last.
 
@@ -152,10 +161,10 @@ class ScaledSpatialGuidance:
     """
 
     beta: Strength | None
-    schedule: ScheduleName
-    prior: PriorKind
-    norm: Norm
-    remember: Remember
+    schedule: ScheduleName | None
+    prior: PriorKind | None
+    norm: Norm | None
+    remember: Remember | None
     start: int
     stop: int | None
 
@@ -163,20 +172,27 @@ class ScaledSpatialGuidance:
         self,
         beta: StrengthLike | None = None,
         *,
-        schedule: ScheduleName = "constant",
-        prior: PriorKind = "dse",
-        norm: Norm = "ortho",
-        remember: Remember = "unguided",
-        start: int = 1,
+        schedule: ScheduleName | None = None,
+        prior: PriorKind | None = None,
+        norm: Norm | None = None,
+        remember: Remember | None = None,
+        start: int = _START,
         stop: int | None = None,
     ) -> None:
         checked = None if beta is None else check_strength(beta, "beta")
-        check_schedule(schedule, checked)
-        check_prior(prior, norm)
-        if remember not in REMEMBER:
-            raise InvalidArgumentError(f"unknown remember {remember!r}; choose one of {', '.join(REMEMBER)}")
         _check_range(start, stop)
-        values = (checked, schedule, prior, norm, remember, start, stop)
+        given = (schedule, prior, norm, remember)
+        complete = (
+            _SCHEDULE if schedule is None else schedule,
+            _PRIOR if prior is None else prior,
+            _NORM if norm is None else norm,
+            _REMEMBER if remember is None else remember,
+        )
+        check_schedule(complete[0], checked)
+        check_prior(complete[1], complete[2])
+        if complete[3] not in REMEMBER:
+            raise InvalidArgumentError(f"unknown remember {remember!r}; choose one of {', '.join(REMEMBER)}")
+        values = (checked, *(given if checked is None else complete), start, stop)
         for name, value in zip(_SETTINGS, values, strict=True):
             object.__setattr__(self, name, value)
 
@@ -185,13 +201,18 @@ class ScaledSpatialGuidance:
         """``("cond",)``: SSG costs no further pass of the model."""
         return (CONDITIONAL,)
 
-    def with_defaults(self, beta: StrengthLike | None) -> ScaledSpatialGuidance:
-        """These settings, with ``beta`` where none was given: a pipeline's default."""
-        return (
-            self
-            if self.beta is not None or beta is None
-            else replace(self, beta=check_strength(beta, "beta"))
-        )
+    def with_defaults(self, default: ScaledSpatialGuidance | StrengthLike | None) -> ScaledSpatialGuidance:
+        """These settings, if they name a strength; else those of ``default``, but for what is named here.
+
+        default: a model's settings, or its strength alone; ``None`` leaves open what is open.
+        """
+        model = as_ssg(default)
+        if self.beta is not None or model is None:
+            return self
+        named = {name: getattr(self, name) for name in _SETTINGS if getattr(self, name) is not None}
+        if self.start == _START:
+            del named["start"]
+        return replace(model, **named)
 
     def betas(self, grids: Iterable[Sequence[int]]) -> tuple[float, ...]:
         """The strength that acts at every step: 0 at the first one and outside of ``start`` and ``stop``.
@@ -203,7 +224,7 @@ class ScaledSpatialGuidance:
         """
         checked = as_grids(grids)
         beta = DEFAULT_BETA if self.beta is None else self.beta
-        strengths = resolve_strength(beta, checked, schedule=self.schedule)
+        strengths = resolve_strength(beta, checked, schedule=self.schedule or _SCHEDULE)
         stop = len(checked) if self.stop is None else self.stop
         active = tuple(b if max(self.start, 1) <= k < stop else 0.0 for k, b in enumerate(strengths))
         for index, strength in enumerate(active):
@@ -244,7 +265,8 @@ class ScaledSpatialState:
     """One generation of :class:`ScaledSpatialGuidance`: remembers the logits of one step, if needed."""
 
     def __init__(self, settings: ScaledSpatialGuidance, grids: Sequence[Grid]) -> None:
-        self._settings = settings
+        self._prior, self._norm = settings.prior or _PRIOR, settings.norm or _NORM
+        self._remember_guided = settings.remember == "guided"
         self._grids = as_grids(grids)
         self._betas = settings.betas(self._grids)
         self._memory: _Memory | None = None
@@ -268,7 +290,7 @@ class ScaledSpatialState:
         logits = require_branch(branches, CONDITIONAL)
         guided = self._guide(step, logits)
         if step.positions is None:
-            self._remember(step.index, guided if self._settings.remember == "guided" else logits)
+            self._remember(step.index, guided if self._remember_guided else logits)
         return guided
 
     def end(self) -> None:
@@ -281,7 +303,7 @@ class ScaledSpatialState:
         if beta == 0.0 or memory is None or memory.step != step.index - 1:
             return logits
         coarse, fine = self._grids[memory.step], step.grid
-        kind, norm = self._settings.prior, self._settings.norm
+        kind, norm = self._prior, self._norm
         if step.positions is not None:
             previous = memory.logits.to(compute_dtype(logits, memory.logits))
             prior = spatial_prior(

@@ -33,7 +33,7 @@ def locate(name: str | Path) -> Path:
     Raises ModelNotFoundError, naming what was tried.
     """
     folder = Path(name)
-    embedded = Path(str(resources.files("nextscale.weights"))) / "embedded" / folder.name
+    embedded = _embedded() / folder.name
     if (folder / CONFIG).is_file():
         return folder
     if str(name) == folder.name and (embedded / CONFIG).is_file():
@@ -49,6 +49,15 @@ def locate(name: str | Path) -> Path:
             f"nor a hub id (owner/name)"
         )
     return _snapshot(str(name))
+
+
+def is_embedded(folder: Path) -> bool:
+    """Whether a folder is one of those in the package, which are not the user's to change."""
+    return folder.resolve().is_relative_to(_embedded().resolve())
+
+
+def _embedded() -> Path:
+    return Path(str(resources.files("nextscale.weights"))) / "embedded"
 
 
 def _snapshot(repo: str) -> Path:
@@ -112,6 +121,18 @@ def write_json(value: Mapping[str, Any], path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_default_ssg(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make these settings what SSG without arguments is with the model of a folder; all else stays as it is.
+
+    settings: of a ``ScaledSpatialGuidance``, as JSON holds them.
+    Raises ModelNotFoundError or CheckpointError if the folder has no readable ``config.json``, OSError if it
+    cannot be written.
+    """
+    config = read_config(folder)
+    stored = {name: value for name, value in settings.items() if name != "method"}
+    write_json({**config, "defaults": {**(config.get("defaults") or {}), "ssg": stored}}, folder / CONFIG)
 
 
 def save_module(

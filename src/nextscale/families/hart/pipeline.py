@@ -60,8 +60,9 @@ class HARTPipeline:
     transformer, tokenizer: the two models; their schedules and code widths must agree.
     text_encoder: makes features of prompts given as strings; without one, pass
         :class:`~nextscale.families.text.TextFeatures`.
-    defaults: ``guidance_scale``, ``top_k``, ``top_p``, ``temperature``, ``more_smooth`` and ``ssg`` (a
-        mapping with ``beta``) for calls that do not name them.
+    defaults: ``guidance_scale``, ``top_k``, ``top_p``, ``temperature`` and ``more_smooth`` for calls that do
+        not name them, and ``ssg``, a mapping with the settings of a :class:`ScaledSpatialGuidance` that names
+        no strength.
     """
 
     def __init__(

@@ -56,8 +56,8 @@ class VARPipeline:
 
     transformer, tokenizer: the two models; their schedules and code widths must agree.
     class_names: one per class, for labels given by name; may be empty.
-    defaults: ``guidance_scale``, ``top_k``, ``top_p``, ``temperature`` and ``ssg`` (a mapping with ``beta``)
-        for calls that do not name them.
+    defaults: ``guidance_scale``, ``top_k``, ``top_p`` and ``temperature`` for calls that do not name them,
+        and ``ssg``, a mapping with the settings of a :class:`ScaledSpatialGuidance` that names no strength.
     """
 
     def __init__(
