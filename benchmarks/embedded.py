@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, nargs="+", default=[0.0, 1.5, 3.0])
     parser.add_argument("--ssg", type=float, nargs="+", default=[0.0])
     parser.add_argument("--top-k", type=int, default=None)
+    parser.add_argument("--temperature", type=float, default=None, help="default: the model's")
     parser.add_argument("--output", type=Path, default=None)
     args = parser.parse_args()
 
@@ -63,6 +64,7 @@ def main() -> None:
                 guidance_scale=cfg,
                 ssg=beta or None,
                 top_k=args.top_k,
+                temperature=args.temperature,
                 seed=args.seed,
                 batch_size=100,
                 output_type="pt",
