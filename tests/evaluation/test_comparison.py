@@ -25,9 +25,8 @@ from nextscale.evaluation.comparison import (
     difference,
     plan_arms,
     student_quantile,
-    verdict,
 )
-from nextscale.evaluation.comparison_report import ArmResult, Comparison
+from nextscale.evaluation.comparison_report import ArmResult, Comparison, verdict
 from nextscale.evaluation.features import FeatureSpace, open_space
 from nextscale.evaluation.figures import measure
 from nextscale.evaluation.metrics import kernel_distance

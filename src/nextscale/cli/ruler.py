@@ -88,11 +88,11 @@ class RulerOptions:
             where = {"sha256": self.feature_sha256, "device": device or "auto"}
             space = open_space(name, weights, report=note, **where)  # type: ignore[arg-type]
         space.check_size(size)
-        reference = self._open_reference(preset, size)
+        reference = self.open_reference(preset, size)
         check_fit(size, space, reference)
         return space, reference
 
-    def _open_reference(self, preset: Preset, size: tuple[int, int]) -> Reference | None:
+    def open_reference(self, preset: Preset, size: tuple[int, int]) -> Reference | None:
         from nextscale.evaluation.provenance import cached_download
         from nextscale.evaluation.reference import EMBEDDED, open_reference
 

@@ -107,7 +107,7 @@ class SpectrumRuler(RulerOptions):
         from nextscale.evaluation.protocol import PRESETS
 
         if self.features == NO_FEATURES or (self.features is None and preset != PRESETS["cifar10"]):
-            return None, self._open_reference(preset, size)
+            return None, self.open_reference(preset, size)
         return self.open(preset, size, device)
 
 

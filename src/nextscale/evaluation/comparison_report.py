@@ -1,17 +1,19 @@
-"""A comparison of arms for people and for machines: a JSON file, and the same as tables."""
+"""A comparison of arms for people and for machines: a JSON file, tables, and what it says in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nextscale.evaluation.comparison import Figure, Gap, verdict
+from nextscale.evaluation.comparison import Figure, Gap
+from nextscale.evaluation.figures import NAMES, OTHERS
 from nextscale.evaluation.files import write_json, write_text
 from nextscale.evaluation.protocol import Protocol
 from nextscale.evaluation.provenance import versions
 from nextscale.evaluation.report import TITLES, Row, markdown, plain
+from nextscale.evaluation.sweep_plots import is_better_higher
 
 
 @dataclass(frozen=True)
@@ -171,3 +173,48 @@ def _interval(figure: str, gap: Gap) -> str:
     if gap.low is None or gap.high is None:
         return "none"
     return f"{number(figure, gap.low, signed=True)} to {number(figure, gap.high, signed=True)}"
+
+
+# ---------------------------------------------------------------------------- in plain words
+
+
+def verdict(figure: str, gaps: Mapping[str, Gap], naming: Callable[[str], str] = str) -> str:
+    """What a difference says, in some words, never more than it does.
+
+    A difference is evidence if zero is outside of its interval and all of at least three sets agree, and for
+    a Fréchet distance, whose bias can turn the sign of a small one, if the kernel distance or the
+    extrapolated distance says the same in all sets. naming: figures as they are called in a sentence.
+    """
+    gap = gaps[figure]
+    if gap.contains_zero is None:
+        return _without_interval(figure, gap)
+    if gap.contains_zero:
+        return "zero is inside the interval: no difference shown"
+    words = "higher" if gap.value > 0 else "lower"
+    words += ", better" if (gap.value > 0) == is_better_higher(figure) else ", worse"
+    sets = len(gap.per_set)
+    if not gap.same_sign:
+        return f"{words}, but the {sets} seed sets do not agree: not evidence"
+    if sets < 3:
+        return f"{words} in {sets} seed set{'s' if sets > 1 else ''}; evidence takes three"
+    if figure in _CONFIRMED_BY:
+        others = [name for name in _CONFIRMED_BY[figure] if name in gaps]
+        agree = [n for n in others if gaps[n].same_sign and (gaps[n].value > 0) == (gap.value > 0)]
+        if not agree:
+            asked = " or ".join(map(naming, others)) or "any other distance"
+            return f"{words}, but not confirmed by {asked} in all seed sets: not evidence"
+        words += f" in all {sets} seed sets; {' and '.join(map(naming, agree))}"
+        return f"{words} agree{'s' if len(agree) == 1 else ''}"
+    return f"{words} in all {sets} seed sets"
+
+
+def _without_interval(figure: str, gap: Gap) -> str:
+    if len(gap.per_set) < 2 or figure not in _CONFIRMED_BY:
+        low, high = min(gap.per_set), max(gap.per_set)
+        return f"no interval; seed sets from {low:+.3g} to {high:+.3g}"
+    return "no interval: needs more pictures than features have dimensions"
+
+
+_CONFIRMED_BY = {
+    names["frechet"]: (f"{names['frechet']}_infinity", names["kernel"]) for names in (*NAMES.values(), OTHERS)
+}

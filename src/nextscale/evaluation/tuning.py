@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
-from nextscale.evaluation.comparison import Figure, Gap, arm_figures, difference, verdict
+from nextscale.evaluation.comparison import Figure, Gap, arm_figures, difference
+from nextscale.evaluation.comparison_report import verdict
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.figures import NAMES, OTHERS
 from nextscale.evaluation.halving import SETS, Budget, Ranking, halve
