@@ -12,6 +12,7 @@ from PIL import Image
 
 from nextscale.errors import InvalidArgumentError, MissingDependencyError
 from nextscale.evaluation.plots import COLOURS, save, sheet
+from nextscale.evaluation.report import is_better_higher
 from nextscale.evaluation.sweep_file import Sweep
 from nextscale.evaluation.sweep_plots import (
     check_axes,
@@ -19,7 +20,6 @@ from nextscale.evaluation.sweep_plots import (
     distance_of,
     few_panels,
     heat_map,
-    is_better_higher,
     longest_axes,
     ssg_name,
     title,

@@ -14,7 +14,7 @@ from nextscale.cli.help import NAMES, Command
 from nextscale.cli.models import ModelOptions
 from nextscale.cli.progress import drawing, note, working
 from nextscale.cli.request import DrawingOptions, SSGOptions
-from nextscale.cli.ruler import PANEL, RulerOptions, option
+from nextscale.cli.ruler import PANEL, BatchSize, FirstSeed, RulerOptions, option
 from nextscale.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -68,20 +68,8 @@ class ProtocolOptions:
             help="Pictures to draw, of all classes in turn. Default: 10000, or 50000 for ImageNet.",
         ),
     ] = None
-    seed: Annotated[
-        int,
-        option(PANEL, "--seed", metavar="N", help="Seed of the first picture, others follow. Default: 0."),
-    ] = 0
-    batch_size: Annotated[
-        int | None,
-        option(
-            PANEL,
-            "--batch-size",
-            "-b",
-            metavar="N",
-            help="Pictures drawn at once. Default: the preset's, from 8 to 100.",
-        ),
-    ] = None
+    seed: FirstSeed = 0
+    batch_size: BatchSize = None
     rounding: Annotated[
         str,
         option(PANEL, "--rounding", metavar="RULE", help="To 8 bit: round or truncate. Default: round."),

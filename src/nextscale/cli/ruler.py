@@ -25,6 +25,18 @@ def option(panel: str, *names: str, metavar: str, help: str) -> Any:
     return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=False)
 
 
+FirstSeed = Annotated[
+    int, option(PANEL, "--seed", metavar="N", help="Seed of the first picture, others follow. Default: 0.")
+]
+BatchSize = Annotated[
+    int | None,
+    option(PANEL, "--batch-size", "-b", metavar="N", help="Pictures drawn at once. Default: the preset's."),
+]
+Replicates = Annotated[
+    int, option(PANEL, "--replicates", metavar="N", help="Resamples for intervals. Default: 1000.")
+]
+
+
 @dataclass(frozen=True)
 class RulerOptions:
     """Features and reference; ``None`` is the preset's."""

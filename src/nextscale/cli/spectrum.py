@@ -15,7 +15,7 @@ from nextscale.cli.help import NAMES, Command
 from nextscale.cli.models import ModelOptions
 from nextscale.cli.progress import drawing, note, working
 from nextscale.cli.request import DrawingOptions, SSGOptions
-from nextscale.cli.ruler import PANEL, RulerOptions, option
+from nextscale.cli.ruler import PANEL, FirstSeed, Replicates, RulerOptions, option
 from nextscale.cli.subjects import Labels, SubjectOptions, Subjects, subjects_of
 from nextscale.cli.sweep import measured
 from nextscale.errors import InvalidArgumentError, MissingDependencyError
@@ -56,10 +56,7 @@ class SpectrumOptions:
             help="Pictures of every arm, of all classes or prompts in turn. Default: 500.",
         ),
     ] = DEFAULT_COUNT
-    seed: Annotated[
-        int,
-        option(PANEL, "--seed", metavar="N", help="Seed of the first picture, others follow. Default: 0."),
-    ] = 0
+    seed: FirstSeed = 0
     batch_size: Annotated[
         int | None,
         option(
@@ -90,10 +87,7 @@ class SpectrumOptions:
             rich_help_panel=PANEL,
         ),
     ] = False
-    replicates: Annotated[
-        int,
-        option(PANEL, "--replicates", metavar="N", help="Resamples for the intervals. Default: 1000."),
-    ] = 1000
+    replicates: Replicates = 1000
 
 
 @dataclass(frozen=True)

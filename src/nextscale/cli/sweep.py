@@ -14,7 +14,7 @@ from nextscale.cli.evaluate import check_model
 from nextscale.cli.help import NAMES, Command
 from nextscale.cli.models import ModelChoice, ModelOptions
 from nextscale.cli.progress import drawing, note, working
-from nextscale.cli.ruler import PANEL, RulerOptions, option
+from nextscale.cli.ruler import PANEL, BatchSize, RulerOptions, option
 from nextscale.errors import InvalidArgumentError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -49,12 +49,7 @@ class SweepOptions:
         int | None,
         option(PANEL, "--sets", metavar="N", help="Sets of pictures. Default: as in the file, or 3."),
     ] = None
-    batch_size: Annotated[
-        int | None,
-        option(
-            PANEL, "--batch-size", "-b", metavar="N", help="Pictures drawn at once. Default: the preset's."
-        ),
-    ] = None
+    batch_size: BatchSize = None
 
 
 @dataclass(frozen=True)

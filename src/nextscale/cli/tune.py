@@ -16,7 +16,7 @@ from nextscale.cli.help import NAMES, Command
 from nextscale.cli.models import ModelChoice, ModelOptions
 from nextscale.cli.options import read_numbers
 from nextscale.cli.progress import drawing, note, working
-from nextscale.cli.ruler import PANEL, RulerOptions, option
+from nextscale.cli.ruler import PANEL, BatchSize, FirstSeed, Replicates, RulerOptions, option
 from nextscale.cli.sweep import measured
 from nextscale.errors import InvalidArgumentError
 
@@ -104,20 +104,9 @@ class TuneOptions:
             "Default: cifar10.",
         ),
     ] = "cifar10"
-    seed: Annotated[
-        int,
-        option(PANEL, "--seed", metavar="N", help="Seed of the first picture, others follow. Default: 0."),
-    ] = 0
-    batch_size: Annotated[
-        int | None,
-        option(
-            PANEL, "--batch-size", "-b", metavar="N", help="Pictures drawn at once. Default: the preset's."
-        ),
-    ] = None
-    replicates: Annotated[
-        int,
-        option(PANEL, "--replicates", metavar="N", help="Resamples for the interval. Default: 1000."),
-    ] = 1000
+    seed: FirstSeed = 0
+    batch_size: BatchSize = None
+    replicates: Replicates = 1000
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from nextscale.evaluation.figures import NAMES, OTHERS
 from nextscale.evaluation.files import write_json, write_text
 from nextscale.evaluation.protocol import Protocol
 from nextscale.evaluation.provenance import versions
-from nextscale.evaluation.report import TITLES, Row, markdown, plain
-from nextscale.evaluation.sweep_plots import is_better_higher
+from nextscale.evaluation.report import TITLES, Row, is_better_higher, markdown, plain
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from nextscale.evaluation.figures import Figures
+from nextscale.evaluation.files import write_json, write_text
 from nextscale.evaluation.paper import Published
 from nextscale.evaluation.runner import Result
 
 Row = tuple[str, ...]
+HIGHER = ("precision", "recall", "density", "coverage", "accuracy")  # and scores, by their names
 LEAST = 0.1  # below, two decimals say too little
 
 TITLES = {
@@ -53,23 +52,13 @@ def write_result(
         "",
         *(f"- {line}" for line in [*notes, *conditions(result)]),
     ]
-    _write(path, json.dumps(_finite(stored), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-    _write(path.with_suffix(".md"), "\n".join(lines) + "\n")
+    write_json(path, stored)
+    write_text(path.with_suffix(".md"), "\n".join(lines) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _finite(value: Any) -> Any:
-    """The same with ``None`` for what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and value - value != 0 else value
+def is_better_higher(figure: str) -> bool:
+    """Whether more of a figure is better; less of a distance is."""
+    return figure in HIGHER or figure.endswith("score")
 
 
 def conditions(result: Result) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.evaluation.plots import COLOURS, MARKERS, SEQUENTIAL, save, sheet
-from nextscale.evaluation.report import TITLES
+from nextscale.evaluation.report import TITLES, is_better_higher
 from nextscale.evaluation.sweep_file import SSG_AXES, describe, label, word
 from nextscale.evaluation.sweep_table import CellMean
 
@@ -21,7 +21,6 @@ Axes = Mapping[str, Sequence[Any]]
 
 DISTANCES = ("fid", "clean_fid", "fd")
 AGAINST = ("precision", "recall")
-HIGHER = ("precision", "recall", "density", "coverage", "accuracy")  # and scores, by their names
 MOST_PANELS = 12
 
 
@@ -233,8 +232,3 @@ def title(figure: str) -> str:
     if figure.endswith("_infinity"):
         return f"{title(figure.removesuffix('_infinity'))}, N → ∞"
     return TITLES.get(figure, figure.replace("_", " ")).removesuffix(" × 1000")
-
-
-def is_better_higher(figure: str) -> bool:
-    """Whether more of a figure is better; less of a distance is."""
-    return figure in HIGHER or figure.endswith("score")

@@ -7,6 +7,7 @@ those of the transformer's grid. With spatial patchify a token is a block of 2x2
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,29 @@ from nextscale.scales import Grid
 PATCH = 2  # side of a token in cells, with spatial patchify
 # Of the soft bits in the training loss: their probability at a code is sigmoid(4) = 0.98.
 SHARPNESS = 4.0
+
+
+class QuantizedBits(NamedTuple):
+    """One scale's outcome while a latent is quantized, on the tokenizer's grid.
+
+    bits: int64 ``(B, H_i, W_i, d)``. f_hat: the partial sum after this scale, float32 ``(B, d, H, W)``.
+    residual: float32 ``(B, d, H_i, W_i)``, whose signs the bits are.
+    """
+
+    bits: Tensor
+    f_hat: Tensor
+    residual: Tensor
+
+
+class SelfCorrection(NamedTuple):
+    """What a transformer is trained on when some bits of its input are wrong.
+
+    inputs: float32 ``(B, L - l_0, D)``, made with the flipped bits. targets: int64 ``(B, L, D)``, the right
+    answers given these inputs.
+    """
+
+    inputs: Tensor
+    targets: Tensor
 
 
 def resize(x: Tensor, grid: Grid) -> Tensor:

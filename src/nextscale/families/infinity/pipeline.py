@@ -11,23 +11,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.errors import CheckpointError
 from nextscale.families.infinity import checkpoint
 from nextscale.families.infinity.memory import TEXT_TOKENS, estimate_memory
 from nextscale.families.infinity.request import (
     ON_LOGITS,
     Grids,
+    given_bits,
     resolve_layers,
     resolve_schedule,
     resolve_steps,
 )
 from nextscale.families.infinity.schedules import FULL
 from nextscale.families.infinity.session import InfinitySession
-from nextscale.families.infinity.text import PUBLISHED, T5TextEncoder
+from nextscale.families.infinity.text import PUBLISHED, PUBLISHED_WIDTH, as_encoder, encoder_name
 from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
 from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_negative, encode_prompts
-from nextscale.families.words import WordEncoder
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.request import (
@@ -37,7 +37,6 @@ from nextscale.generation.request import (
     check_output_type,
     convert_images,
     draw_batches,
-    given_maps,
     image_tensor,
     resolve_cfg,
     resolve_seeds,
@@ -56,8 +55,6 @@ from nextscale.weights.layout import load_module, locate, read_config, save_modu
 FAMILY = "infinity"
 # What the released models have in common; a release has its own guidance_scale, temperature and pixels.
 OFFICIAL_DEFAULTS = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 0.97, "pixels": FULL}
-PUBLISHED_WIDTH = 2048  # channels of the features of the published text encoder
-WORDS = "words"  # how the layout names the encoder that needs no weights
 
 
 class InfinityPipeline:
@@ -124,7 +121,7 @@ class InfinityPipeline:
         return cls(
             transformer,
             tokenizer,
-            text_encoder=_as_encoder(chosen, transformer),
+            text_encoder=as_encoder(chosen, transformer),
             class_prompts=config.get("class_prompts", ()),
             defaults=config.get("defaults"),
             name=str(name),
@@ -167,7 +164,7 @@ class InfinityPipeline:
         return cls(
             network,
             vae,
-            text_encoder=_as_encoder(published if text_encoder is None else text_encoder, network),
+            text_encoder=as_encoder(published if text_encoder is None else text_encoder, network),
             defaults=release.defaults if release else None,
             name=str(transformer) if model is None else f"{transformer} {model}",
         )
@@ -182,11 +179,9 @@ class InfinityPipeline:
         dtype = None if dtype is None else place("cpu", dtype).dtype
         save_module(self.transformer, self.transformer.config.to_dict(), folder / "transformer", dtype=dtype)
         save_module(self.tokenizer, self.tokenizer.config.to_dict(), folder / "tokenizer", dtype=dtype)
-        encoder = self.text_encoder
-        name = WORDS if isinstance(encoder, WordEncoder) else getattr(encoder, "name", None)
         config = {
             "family": FAMILY,
-            "text_encoder": name,
+            "text_encoder": encoder_name(self.text_encoder),
             "class_prompts": list(self.class_prompts),
             "defaults": self.defaults,
         }
@@ -303,7 +298,7 @@ class InfinityPipeline:
         for part in (features, negative):
             if part is not None:
                 self.transformer.check_text(part)
-        given = self._given(given_tokens, grids, len(features))
+        given = given_bits(self.tokenizer, given_tokens, grids, len(features))
         scales = [s if cfg.convention == "interpolate" else 1 + s for s in cfg.scales(grids)]
         counts = [n * self.transformer.config.bits for n in grids.lengths]
 
@@ -362,17 +357,6 @@ class InfinityPipeline:
         filters.check(vocab_size=sys.maxsize, num_steps=grids.num_steps)
         return filters
 
-    def _given(self, maps: Sequence[Tensor], grids: ScaleSchedule, count: int) -> list[Tensor]:
-        """Given bits as tokens ``(count, h, w, D)``."""
-        if not maps:
-            return []
-        if len(maps) > grids.num_steps:
-            raise InvalidArgumentError(f"{len(maps)} maps of given_tokens for {grids.num_steps} scales")
-        self.tokenizer.partial_sums(maps, grids)  # raises where shapes or values are wrong
-        bits = self.tokenizer.config.token_bits
-        tokens = [m if m.shape[-1] == bits else self.tokenizer.tokens(m) for m in maps]
-        return given_maps(tokens, grids.grids, count)
-
     def _decoder(self, tile: int | None) -> Callable[[Tensor], Tensor]:
         """One picture at a time: a decoder takes much memory, and gains nothing from batches."""
         return lambda latent: torch.cat([self.tokenizer.decode_latent(f, tile) for f in latent.split(1)])
@@ -427,17 +411,6 @@ class InfinityPipeline:
             text_tokens=text_tokens,
             tile=tile,
         )
-
-
-def _as_encoder(given: Any, transformer: InfinityTransformer) -> TextEncoder | None:
-    """An encoder as it is, or one by the name of its model."""
-    if isinstance(given, (str, Path)):
-        config = transformer.config
-        if given == WORDS:
-            return WordEncoder(config.text_dim)
-        return T5TextEncoder(given, max_length=config.text_length, device=transformer.device)
-    encoder: TextEncoder | None = given
-    return encoder
 
 
 PIPELINE = InfinityPipeline

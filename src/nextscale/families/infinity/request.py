@@ -1,11 +1,15 @@
-"""What a caller may write for the size of pictures and the place of guidance, and what it comes to."""
+"""What a caller may write for sizes, the place of guidance and given tokens, and what it comes to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from nextscale.errors import InvalidArgumentError, warn
 from nextscale.families.infinity.schedules import schedule_for, snap
+from nextscale.families.infinity.tokenizer import InfinityTokenizer
+from nextscale.generation.request import given_maps
 from nextscale.scales import Grid, ScaleSchedule
 
 Grids = ScaleSchedule | Sequence[int | Grid]
@@ -93,3 +97,20 @@ def resolve_steps(stop_after: int | None, schedule: ScaleSchedule) -> int:
     if isinstance(stop_after, bool) or not isinstance(stop_after, int) or not 0 < stop_after <= len(schedule):
         raise InvalidArgumentError(f"stop_after must be 1 to {len(schedule)} scales, got {stop_after!r}")
     return stop_after
+
+
+def given_bits(
+    tokenizer: InfinityTokenizer, maps: Sequence[Tensor], grids: ScaleSchedule, count: int
+) -> list[Tensor]:
+    """Given bits of the first scales, tokens or cells, as tokens ``(count, h, w, D)``.
+
+    Raises InvalidArgumentError for more maps than scales, and where shapes or values are wrong.
+    """
+    if not maps:
+        return []
+    if len(maps) > grids.num_steps:
+        raise InvalidArgumentError(f"{len(maps)} maps of given_tokens for {grids.num_steps} scales")
+    tokenizer.partial_sums(maps, grids)  # raises where shapes or values are wrong
+    bits = tokenizer.config.token_bits
+    tokens = [m if m.shape[-1] == bits else tokenizer.tokens(m) for m in maps]
+    return given_maps(tokens, grids.grids, count)

@@ -9,12 +9,15 @@ from typing import Any, ClassVar
 import torch
 
 from nextscale.errors import InvalidArgumentError
-from nextscale.families.text import TextFeatures
+from nextscale.families.infinity.transformer import InfinityTransformer
+from nextscale.families.text import TextEncoder, TextFeatures
 from nextscale.families.text_models import PretrainedEncoder
+from nextscale.families.words import WordEncoder
 
 PUBLISHED = "google/flan-t5-xl"
 PUBLISHED_WIDTH = 2048
 MAX_TOKENS = 512
+WORDS = "words"  # how the layout names the encoder that needs no weights
 
 
 class T5TextEncoder(PretrainedEncoder):
@@ -71,3 +74,19 @@ class T5TextEncoder(PretrainedEncoder):
         self.warn_of_cut(words, self.max_length - self.tokenizer.num_special_tokens_to_add(), index)
         ids = self.tokenizer(prompt, truncation=True, max_length=self.max_length, verbose=False).input_ids
         return list(ids)
+
+
+def as_encoder(given: Any, transformer: InfinityTransformer) -> TextEncoder | None:
+    """An encoder as it is, or one by the name of its model."""
+    if isinstance(given, (str, Path)):
+        config = transformer.config
+        if given == WORDS:
+            return WordEncoder(config.text_dim)
+        return T5TextEncoder(given, max_length=config.text_length, device=transformer.device)
+    encoder: TextEncoder | None = given
+    return encoder
+
+
+def encoder_name(encoder: TextEncoder | None) -> str | None:
+    """What :func:`as_encoder` makes the encoder from; ``None`` for one without a name."""
+    return WORDS if isinstance(encoder, WordEncoder) else getattr(encoder, "name", None)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.families.infinity.bits import (
     PATCH,
+    QuantizedBits,
+    SelfCorrection,
     bit_codes,
     draw_flips,
     entropy_penalty,
@@ -111,29 +113,6 @@ class InfinityTokenizerConfig:
 
 # A step and its bits -> which of them to flip.
 Flip = Callable[[int, Tensor], Tensor]
-
-
-class QuantizedBits(NamedTuple):
-    """One scale's outcome while a latent is quantized, on the tokenizer's grid.
-
-    bits: int64 ``(B, H_i, W_i, d)``. f_hat: the partial sum after this scale, float32 ``(B, d, H, W)``.
-    residual: float32 ``(B, d, H_i, W_i)``, whose signs the bits are.
-    """
-
-    bits: Tensor
-    f_hat: Tensor
-    residual: Tensor
-
-
-class SelfCorrection(NamedTuple):
-    """What a transformer is trained on when some bits of its input are wrong.
-
-    inputs: float32 ``(B, L - l_0, D)``, made with the flipped bits. targets: int64 ``(B, L, D)``, the right
-    answers given these inputs.
-    """
-
-    inputs: Tensor
-    targets: Tensor
 
 
 class InfinityTokenizer(nn.Module):

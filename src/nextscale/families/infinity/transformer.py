@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
+from nextscale.families.infinity.conditioning import TextNorm, TextPool, keys_values, normal
 from nextscale.families.infinity.schedules import rope_reference
 from nextscale.families.text import TextFeatures
 from nextscale.nn.attention import Rotation, block_causal_mask, grid_rotation, normalise_qk, rotate_pairs
@@ -132,10 +133,6 @@ def _causal_mask(schedule: ScaleSchedule, device: torch.device) -> Tensor:
     return block_causal_mask(schedule, device=device)
 
 
-def _normal(*shape: int, std: float) -> nn.Parameter:
-    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=std))
-
-
 class SelfAttention(nn.Module):
     """Attention over the scales so far: unit queries and keys, a temperature per head, rotary positions."""
 
@@ -175,7 +172,7 @@ class CrossAttention(nn.Module):
 
     def read(self, text: TextCondition) -> Memory:
         """This layer's keys and values of the text; they are the same at every step."""
-        keys, values = _keys_values(text.memory, self.mat_kv, self.v_bias, self.heads)
+        keys, values = keys_values(text.memory, self.mat_kv, self.v_bias, self.heads)
         return Memory(keys, values, text.mask)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
@@ -184,13 +181,6 @@ class CrossAttention(nn.Module):
         out = F.scaled_dot_product_attention(q, memory.keys, memory.values, attn_mask=memory.mask)
         result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, length, dim))
         return result
-
-
-def _keys_values(text: Tensor, projection: nn.Linear, v_bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Keys, which have no bias, and values of text rows ``(B, T, W)``, each ``(B, heads, T, d)``."""
-    kv = F.linear(text, projection.weight, torch.cat([torch.zeros_like(v_bias), v_bias]))
-    k, v = kv.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-    return k, v
 
 
 class Block(nn.Module):
@@ -204,7 +194,7 @@ class Block(nn.Module):
         self.sa = SelfAttention(config)
         self.ca = CrossAttention(config)
         self.ffn = FeedForward(dim, config.ffn_dim)
-        self.ada_gss = _normal(1, 1, 6, dim, std=1 / math.sqrt(dim))
+        self.ada_gss = normal(1, 1, 6, dim, std=1 / math.sqrt(dim))
         self.drop_path = drop_path
 
     def forward(
@@ -233,51 +223,6 @@ class Block(nn.Module):
         return h.to(self.ada_gss.dtype)
 
 
-class PoolingAttention(nn.Module):
-    """One learned query per head over the text."""
-
-    def __init__(self, config: InfinityTransformerConfig) -> None:
-        super().__init__()
-        dim, heads = config.embed_dim, config.pool_heads
-        self.mat_q = _normal(1, heads, dim // heads, std=1 / math.sqrt(dim))
-        self.mat_kv = nn.Linear(config.text_dim, 2 * dim, bias=False)
-        self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:  # (B, T, W) -> (B, C)
-        heads = self.mat_q.shape[1]
-        k, v = _keys_values(text, self.mat_kv, self.v_bias, heads)
-        q = self.mat_q[:, :, None].to(k.dtype).expand(len(text), -1, -1, -1)  # (B, P, 1, C / P)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        result: Tensor = self.proj(out.flatten(1))
-        return result
-
-
-class TextPool(nn.Module):
-    """Text rows to one vector; the published keys have this level in between."""
-
-    def __init__(self, config: InfinityTransformerConfig) -> None:
-        super().__init__()
-        self.ca = PoolingAttention(config)
-
-    def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:
-        result: Tensor = self.ca(text, mask)
-        return result
-
-
-class TextNorm(nn.Module):
-    """Root-mean-square norm of the text features, in float32."""
-
-    def __init__(self, config: InfinityTransformerConfig) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(config.text_dim))
-        self.eps = config.norm_eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.float()
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()
-
-
 class InfinityTransformer(nn.Module):
     """Text and coarser scales in, bit logits out."""
 
@@ -285,10 +230,10 @@ class InfinityTransformer(nn.Module):
         super().__init__()
         self.config = config
         dim = config.embed_dim
-        self.cfg_uncond = _normal(config.text_length, config.text_dim, std=1 / math.sqrt(config.text_dim))
-        self.pos_start = _normal(1, 1, dim, std=1 / math.sqrt(3 * dim))
-        self.text_norm = TextNorm(config)
-        self.text_proj_for_sos = TextPool(config)
+        self.cfg_uncond = normal(config.text_length, config.text_dim, std=1 / math.sqrt(config.text_dim))
+        self.pos_start = normal(1, 1, dim, std=1 / math.sqrt(3 * dim))
+        self.text_norm = TextNorm(config.text_dim, config.norm_eps)
+        self.text_proj_for_sos = TextPool(config.text_dim, dim, config.pool_heads)
         self.text_proj_for_ca = nn.Sequential(
             nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
         )
