@@ -151,6 +151,14 @@ def test_the_classifier_learns_and_whitens(
     torch.testing.assert_close(torch.cov(out), torch.eye(12), atol=0.02, rtol=0)
 
 
+def test_stages_can_begin_as_the_identity() -> None:
+    model = SmallClassifier(ClassifierConfig(num_classes=3, widths=(32, 8, 8)))
+    model.start_as_identity()
+    images = torch.randn(2, 24, 6, 6)
+    torch.testing.assert_close(model.stages[0].conv1(images)[:, :24], images)  # of 32: the others stay random
+    torch.testing.assert_close(model.stages[1].conv1(images.repeat(1, 2, 1, 1)[:, :32]), images[:, :8])
+
+
 def test_cutout_covers_a_square_anywhere(pictures: ImageSource) -> None:
     model = SmallClassifier(ClassifierConfig(num_classes=3, widths=(8, 8, 8)))
     task = ClassifierTask(model, pictures, pictures, cutout=10)

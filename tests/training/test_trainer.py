@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from nextscale.errors import CheckpointError, InvalidArgumentError, TrainingError
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
+from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
+from nextscale.training.classifier import ClassifierTask
 from nextscale.training.data import ImageSource
 from nextscale.training.tokenizer import TokenizerTask
-from nextscale.training.trainer import CHECKPOINT, LOG, TrainSettings, autocast_dtype, train
+from nextscale.training.trainer import CHECKPOINT, LOG, OPTIMIZERS, TrainSettings, autocast_dtype, train
 
 CONFIG = VARTokenizerConfig(
     vocab_size=16,
@@ -47,12 +49,16 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(pictures: ImageSource, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    pictures: ImageSource, tmp_path: Path, optimizer: str
+) -> None:
+    settings = replace(SETTINGS, optimizer=optimizer)
     straight = make_task(pictures)
-    average = train(straight, SETTINGS, tmp_path / "straight", report=quiet)
+    average = train(straight, settings, tmp_path / "straight", report=quiet)
     for portion in (5, 2, None):  # a new process each time: nothing survives but the folder
         broken = make_task(pictures)
-        resumed = train(broken, SETTINGS, tmp_path / "broken", report=quiet, stop_after=portion)
+        resumed = train(broken, settings, tmp_path / "broken", report=quiet, stop_after=portion)
     assert same(weights(straight.model), weights(broken.model))
     assert same(weights(average), weights(resumed))
     logs = [[json.loads(line) for line in (tmp_path / n / LOG).open()] for n in ("straight", "broken")]
@@ -102,7 +108,27 @@ def test_the_average_follows_the_weights(pictures: ImageSource, tmp_path: Path) 
     assert not same(weights(averaged), weights(task.model))
 
 
+def test_averaged_weights_have_averaged_statistics(pictures: ImageSource, tmp_path: Path) -> None:
+    model = SmallClassifier(ClassifierConfig(num_classes=3, widths=(8, 8, 8)))
+    task = ClassifierTask(model, pictures, pictures)
+    before = model.stages[0].norm1.running_mean.clone()
+    averaged = train(task, replace(SETTINGS, images=8, ema=0.9), tmp_path, report=quiet)
+    now = model.stages[0].norm1.running_mean
+    assert not torch.equal(now, before)
+    share = 1 - 1 / 10  # of the first iteration; see the trainer's warm-up of the average
+    torch.testing.assert_close(averaged.stages[0].norm1.running_mean, torch.lerp(before, now, share))
+    assert int(averaged.stages[0].norm1.num_batches_tracked) == 1
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(pictures: ImageSource, tmp_path: Path) -> None:
+    train(make_task(pictures), SETTINGS, tmp_path, report=quiet, stop_after=1)
+    with pytest.raises(CheckpointError, match="made with optimizer adamw, now it is sgd"):
+        train(make_task(pictures), replace(SETTINGS, optimizer="sgd"), tmp_path, report=quiet)
+
+
 def test_settings_are_checked() -> None:
+    with pytest.raises(InvalidArgumentError, match="unknown optimizer 'lion'; known: adamw, sgd"):
+        TrainSettings(optimizer="lion")
     with pytest.raises(InvalidArgumentError, match="batch_size must be positive, got 0"):
         TrainSettings(batch_size=0)
     with pytest.raises(InvalidArgumentError, match=r"ema must be in \[0, 1\), got 1"):

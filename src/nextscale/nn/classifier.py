@@ -68,6 +68,16 @@ class SmallClassifier(nn.Module):
         return logits
 
     @torch.no_grad()
+    def start_as_identity(self) -> None:
+        """Let every convolution of the stages begin by passing its input on, in its first channels.
+
+        Deep signals are useful from the first iteration on; airbench (arXiv 2404.00498) reports the gain.
+        """
+        for module in self.stages.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.dirac_(module.weight[: module.in_channels])
+
+    @torch.no_grad()
     def set_whitening(self, images: Tensor, *, eps: float = 5e-4) -> None:
         """Fix the first convolution so that 2x2 patches come out uncorrelated and with unit variance.
 

@@ -273,6 +273,7 @@ def train_classifier(
     training, held = open_splits(data, size=32, held_out=held_out)
     torch.manual_seed(chosen.settings.seed)
     model = SmallClassifier(replace(chosen.config, num_classes=training.num_classes))
+    model.start_as_identity()
     model.set_whitening(to_float(training.batch(torch.arange(min(5000, len(training))))))
     task = ClassifierTask(
         model.to(place(device).device),

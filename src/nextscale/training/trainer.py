@@ -30,6 +30,7 @@ from nextscale.training.schedule import learning_rate, weight_decay
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 MAX_SKIPPED = 100
+OPTIMIZERS = ("adamw", "sgd")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -68,8 +69,11 @@ class TrainSettings:
     """How long and how fast to train; what to train is the task's business.
 
     images: training examples to see in all, repeats included.
+    optimizer: "adamw", or "sgd", stochastic gradient descent with Nesterov's momentum, whose weight decay is
+        added to the gradient. Learning rates of the two have nothing in common.
     warmup: share of the iterations during which the learning rate rises.
     weight_decay_end: reached along a half cosine; ``None`` keeps ``weight_decay`` constant.
+    betas: decay of the averaged gradient, which is also the momentum of "sgd", and of its square.
     ema: decay of the averaged weights per iteration (reached gradually); 0 keeps no average.
     dtype: autocast dtype; "auto" takes bfloat16 where the machine multiplies it faster than float32.
     checkpoint_minutes: time between checkpoints; the last one is always written.
@@ -83,6 +87,7 @@ class TrainSettings:
     warmup: float = 0.02
     weight_decay: float = 0.05
     weight_decay_end: float | None = None
+    optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 2.0
     ema: float = 0.999
@@ -98,6 +103,10 @@ class TrainSettings:
                 raise InvalidArgumentError(f"{name} must be positive, got {getattr(self, name)!r}")
         if not 0 <= self.ema < 1:
             raise InvalidArgumentError(f"ema must be in [0, 1), got {self.ema!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise InvalidArgumentError(
+                f"unknown optimizer {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}"
+            )
         learning_rate(1, peak=self.lr, warmup=0, total=3, shape=self.shape, end=self.end)  # checks the shape
 
     @property
@@ -225,9 +234,7 @@ class _Run(Generic[Model]):
     @classmethod
     def start(cls, task: Task[Model], settings: TrainSettings, output: Path, *, resume: bool) -> _Run[Model]:
         averaged = copy.deepcopy(task.model).eval().requires_grad_(False)
-        groups = _decay_groups(task.model.named_parameters())
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-        run = cls(task, settings, output, averaged, optimizer)
+        run = cls(task, settings, output, averaged, _optimizer(task.model, settings))
         if resume and (output / CHECKPOINT).exists():
             run.load()
         run.first_step = run.step
@@ -279,7 +286,8 @@ class _Run(Generic[Model]):
             now: list[Tensor] = list(self.task.model.parameters())
             torch._foreach_lerp_(average, now, 1 - decay)
             for a, b in zip(self.averaged.buffers(), self.task.model.buffers(), strict=True):
-                a.copy_(b)
+                # Averaged weights need statistics that were averaged alike: batch norm's follow the weights.
+                a.lerp_(b, 1 - decay) if a.is_floating_point() else a.copy_(b)
 
     def due(self, what: str, minutes: float) -> bool:
         now = time.monotonic()
@@ -332,8 +340,8 @@ class _Run(Generic[Model]):
             raise CheckpointError(
                 f"{str(path)!r} is damaged ({type(error).__name__}); delete it, or use resume=False"
             ) from None
-        for name in ("batch_size", "seed"):
-            before, now = state["settings"][name], getattr(self.settings, name)
+        for name in ("batch_size", "seed", "optimizer"):
+            before, now = state["settings"].get(name, "adamw"), getattr(self.settings, name)
             if before != now:
                 raise CheckpointError(
                     f"{str(path)!r} was made with {name} {before}, now it is {now}, so the run could not be "
@@ -350,6 +358,13 @@ class _Run(Generic[Model]):
                 f"{str(path)!r} belongs to another model: {error}. Use another output folder or resume=False"
             ) from None
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    groups = _decay_groups(model.named_parameters())
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.betas[0], nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
 def _decay_groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
