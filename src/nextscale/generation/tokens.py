@@ -114,8 +114,8 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     """
     if logits.device.type == "mps":  # Apple GPUs have no float64
         return inverse_cdf(logits.cpu(), uniform).to(logits.device)
-    descending, order = logits.double().sort(dim=-1, descending=True, stable=True)
-    cdf = descending.softmax(-1).cumsum(-1)
+    descending, order = logits.sort(dim=-1, descending=True, stable=True)  # as cheap as their dtype allows
+    cdf = descending.double().softmax(-1).cumsum(-1)
     target = uniform.to(cdf.device).unsqueeze(-1) * cdf[..., -1:]  # rounding may leave the last below 1
     rank = torch.searchsorted(cdf, target, right=True).clamp_max_(logits.shape[-1] - 1)
     return order.gather(-1, rank).squeeze(-1)
