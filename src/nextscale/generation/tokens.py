@@ -94,8 +94,9 @@ def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0, min_p: 
     if 0 < top_k < logits.shape[-1]:
         keep &= logits >= logits.topk(top_k, dim=-1).values[..., -1:]
     if 0 < top_p < 1:
-        ascending, order = logits.masked_fill(~keep, -torch.inf).sort(dim=-1, stable=True)
-        survives = ascending.float().softmax(-1).cumsum(-1) > 1 - top_p
+        ascending, order = _sorted(logits.masked_fill(~keep, -torch.inf), descending=False)
+        mass = _accumulated(ascending, ascending[..., -1:])
+        survives = mass > (1 - top_p) * mass[..., -1:]
         survives[..., -1] = True
         keep &= torch.zeros_like(keep).scatter_(-1, order, survives)
     if min_p > 0:
@@ -114,11 +115,34 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     """
     if logits.device.type == "mps":  # Apple GPUs have no float64
         return inverse_cdf(logits.cpu(), uniform).to(logits.device)
-    descending, order = logits.sort(dim=-1, descending=True, stable=True)  # as cheap as their dtype allows
-    cdf = descending.double().softmax(-1).cumsum(-1)
-    target = uniform.to(cdf.device).unsqueeze(-1) * cdf[..., -1:]  # rounding may leave the last below 1
-    rank = torch.searchsorted(cdf, target, right=True).clamp_max_(logits.shape[-1] - 1)
+    descending, order = _sorted(logits, descending=True)
+    mass = _accumulated(descending, descending[..., :1])
+    target = uniform.to(mass.device).unsqueeze(-1) * mass[..., -1:]
+    rank = torch.searchsorted(mass, target, right=True).clamp_max_(mass.shape[-1] - 1)
     return order.gather(-1, rank).squeeze(-1)
+
+
+def _sorted(logits: Tensor, *, descending: bool) -> tuple[Tensor, Tensor]:
+    """Values and their indices, ties by index; entries at minus infinity may be left out.
+
+    After top-k few entries are left, and picking those before sorting costs a fraction of sorting all.
+    """
+    left = int((logits > -torch.inf).sum(-1).max())
+    if not 0 < left <= logits.shape[-1] // 4:
+        return logits.sort(dim=-1, descending=descending, stable=True)
+    picked = logits.topk(left, dim=-1, sorted=False).indices.sort(dim=-1).values
+    values, order = logits.gather(-1, picked).sort(dim=-1, descending=descending, stable=True)
+    return values, picked.gather(-1, order)
+
+
+def _accumulated(values: Tensor, largest: Tensor) -> Tensor:
+    """Running sums of ``exp(values - largest)``: probabilities times a number that is the last of them.
+
+    Not divided by it, since a sum over the row may round differently for rows of different lengths. Float64
+    where the device has it.
+    """
+    precise = values.float() if values.device.type == "mps" else values.double()
+    return (precise - largest).exp().cumsum(-1)
 
 
 class ImageNoise:

@@ -1,13 +1,15 @@
 """The convolutional autoencoder under the tokenizers: residual blocks, attention, up- and downsampling.
 
-Pictures are channels-first, ``(B, C, H, W)``. Attribute names are the keys of the published checkpoints, so a
-state dict loads without renaming.
+Pictures are ``(B, C, H, W)``. In memory their channels come last inside encoder and decoder, which is how
+convolutions are fastest. Attribute names are the keys of the published checkpoints, so a state dict loads
+without renaming.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -162,7 +164,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for level in self.down:
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
@@ -204,7 +206,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], in_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(z))
+        x = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))

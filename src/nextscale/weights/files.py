@@ -159,17 +159,13 @@ def build(
 ) -> Module:
     """Make a module without allocating it, check the tensors against it, and fill it with them.
 
-    The module is in evaluation mode, its parameters do not ask for gradients, and convolutions hold their
-    weights channels-last, the layout that they run fastest in.
+    The module is in evaluation mode and its parameters do not ask for gradients.
     """
     with torch.device("meta"):
         module = make()
     check_shapes(module, tensors, source=source, hint=hint)
     cast = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
     module.load_state_dict(cast, assign=True)
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            part.to(memory_format=torch.channels_last)
     return module.eval().requires_grad_(False)
 
 
