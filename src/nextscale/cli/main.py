@@ -24,7 +24,18 @@ from nextscale.errors import NextscaleError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
-COMMANDS = ("generate", "compare", "evaluate", "spectrum", "sweep", "tune", "info", "convert", "train")
+COMMANDS = (
+    "generate",
+    "compare",
+    "evaluate",
+    "spectrum",
+    "sweep",
+    "tune",
+    "bench",
+    "info",
+    "convert",
+    "train",
+)
 """In the order of the help text; each is the module of that name beside this one, with an ``app``."""
 
 # Recent versions of typer carry their own click; this is the base of usage errors with and without.

@@ -1,0 +1,246 @@
+"""What is timed: generations of a pipeline, SSG alone, the machine's own limits, and the official code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextscale.benchmark.timing import Seconds
+from nextscale.errors import InvalidArgumentError
+from nextscale.families.var.pipeline import VARPipeline
+from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
+from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
+from nextscale.guidance.base import CONDITIONAL, GuidanceStep
+from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.nn.placement import Placement
+from nextscale.scales import PRESETS, Grid
+
+HEAD = 64  # channels of the published models per layer of depth
+REDUCTION = 16
+
+
+def random_pipeline(depth: int, size: int, placement: Placement) -> VARPipeline:
+    """A VAR of the published shape with random weights: the arithmetic does not depend on their values.
+
+    size: pixels per side, 256, 512 or 1024.
+    Raises InvalidArgumentError for a size without a known list of scales.
+    """
+    transformer_config, tokenizer_config = published_sizes(depth, size)
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        modules: tuple[nn.Module, ...] = (VARTransformer(transformer_config), VARTokenizer(tokenizer_config))
+    for module in modules:
+        module.to_empty(device="cpu")
+        for name, parameter in module.named_parameters():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
+            with torch.no_grad():
+                parameter.normal_(0, 0.5 / fan_in**0.5 if "emb" not in name else 0.5, generator=generator)
+        module.to(placement.device, placement.dtype).eval().requires_grad_(False)
+    return VARPipeline(*modules, name=f"random VAR d{depth}")  # type: ignore[arg-type]
+
+
+def published_sizes(depth: int, size: int) -> tuple[VARTransformerConfig, VARTokenizerConfig]:
+    """Sizes of the published model of this depth, with the known scales of a picture size."""
+    known = {sides[-1] * REDUCTION: sides for sides in PRESETS.values()}
+    if size not in known or size < 256:
+        sizes = ", ".join(str(s) for s in sorted(known) if s >= 256)
+        raise InvalidArgumentError(f"size must be one of {sizes}, got {size}")
+    if depth < 1:
+        raise InvalidArgumentError(f"depth must be at least 1, got {depth}")
+    sides = known[size]
+    transformer = VARTransformerConfig(
+        depth=depth, embed_dim=HEAD * depth, shared_aln=depth == 36, patch_nums=sides
+    )
+    return transformer, VARTokenizerConfig(patch_nums=sides)
+
+
+def generation(
+    pipe: VARPipeline, batch: int, ssg: ScaledSpatialGuidance | None, **settings: Any
+) -> Callable[[], Seconds]:
+    """One batch of pictures, with the decoder's share of the time."""
+    labels = [i % pipe.transformer.config.num_classes for i in range(batch)]
+
+    def run() -> Seconds:
+        marks: list[float] = []
+
+        def mark(*_: object) -> None:
+            _wait(pipe.device)
+            marks.append(time.perf_counter())
+
+        with (
+            contextlib.closing(_Handles(pipe.tokenizer.decoder.register_forward_pre_hook(mark))),
+            contextlib.closing(_Handles(pipe.tokenizer.decoder.register_forward_hook(mark))),
+        ):
+            mark()
+            pipe(labels, ssg=ssg, seed=0, batch_size=batch, output_type="pt", **settings)
+            mark()
+        decoder = sum(stop - start for start, stop in zip(marks[1:-1:2], marks[2:-1:2], strict=True))
+        total = marks[-1] - marks[0]
+        return {"total": total, "decoder": decoder, "transformer": total - decoder}
+
+    return run
+
+
+class _Handles:
+    def __init__(self, handle: Any) -> None:
+        self.close = handle.remove
+
+
+def spatial_arms(
+    grids: Sequence[Grid], batch: int, vocabulary: int, device: torch.device
+) -> dict[str, Callable[[], Seconds]]:
+    """SSG on all steps of a generation: as the library does it, and by transforms at every call."""
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(batch, h * w, vocabulary, generator=generator).to(device) for h, w in grids]
+    ssg = ScaledSpatialGuidance(beta=0.6)
+
+    def fused() -> Seconds:
+        start = _now(device)
+        state = ssg.begin(grids)
+        for index, values in enumerate(logits):
+            state(GuidanceStep(index, tuple(grids)), {CONDITIONAL: values})
+        state.end()
+        return {"total": _now(device) - start}
+
+    def transforms() -> Seconds:
+        start = _now(device)
+        for index in range(1, len(grids)):
+            prior = literal_prior(logits[index - 1], grids[index - 1], grids[index])
+            torch.add(logits[index], logits[index] - prior, alpha=0.6)
+        return {"total": _now(device) - start}
+
+    return {"operators made once": fused, "transforms at every call": transforms}
+
+
+def literal_prior(coarse: Tensor, before: Grid, grid: Grid) -> Tensor:
+    """DSE by its definition (arXiv 2602.05534): upsample, transform, replace the low block, transform back.
+
+    ``(B, h w, V)`` on the grid ``before`` -> ``(B, H W, V)`` on ``grid``; the orthonormal DCT as two matrix
+    products, with matrices made here and now.
+    """
+    low = coarse.transpose(1, 2).unflatten(2, before)
+    up = F.interpolate(low, size=grid, mode="bilinear", align_corners=False)
+    rows, columns = (_dct(n, low) for n in grid)
+    spectrum = rows @ up @ columns.T
+    h, w = before
+    spectrum[..., :h, :w] = _dct(h, low) @ low @ _dct(w, low).T
+    return (rows.T @ spectrum @ columns).flatten(2).transpose(1, 2)
+
+
+def _dct(n: int, like: Tensor) -> Tensor:
+    k = torch.arange(n, dtype=torch.float64, device="cpu")
+    matrix = torch.cos(torch.pi * (k[None] + 0.5) * k[:, None] / n) * (2 / n) ** 0.5
+    matrix[0] /= 2**0.5
+    return matrix.to(like)
+
+
+def limits(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> dict[str, float]:
+    """The most operations a second this machine was seen to do in a large product, and in a convolution."""
+    x, w = (
+        torch.randn(2048, 1024, device=device, dtype=dtype),
+        torch.randn(1024, 4096, device=device, dtype=dtype),
+    )
+    picture = torch.randn(1, 320, 64, 64, device=device, dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
+    kernel = torch.randn(320, 320, 3, 3, device=device, dtype=dtype)
+    return {
+        "matrix_product": 2 * 2048 * 1024 * 4096 / _fastest(lambda: x @ w, device, repeats),
+        "convolution": 2 * 320 * 320 * 9 * 64 * 64
+        / _fastest(lambda: F.conv2d(picture, kernel, padding=1), device, repeats),
+    }  # fmt: skip
+
+
+def _fastest(run: Callable[[], object], device: torch.device, repeats: int) -> float:
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            start = _now(device)
+            run()
+            seconds.append(_now(device) - start)
+    return min(seconds[1:])
+
+
+def official(
+    checkout: Path, pipe: VARPipeline, batch: int, *, cfg: float, top_k: int, top_p: float
+) -> Callable[[], tuple[Seconds, Tensor]]:
+    """The official code in a checkout of FoundationVision/VAR, with a copy of the pipeline's weights.
+
+    In half precision it runs under autocast, as its own scripts do. Returns seconds and the pictures.
+    Raises InvalidArgumentError if there is no such code, or it does not take the weights.
+    """
+    config, vae_config = pipe.transformer.config, pipe.tokenizer.config
+    try:
+        with _imported(checkout):
+            vae, var = importlib.import_module("models").build_vae_var(
+                str(pipe.device),
+                config.patch_nums,
+                V=config.vocab_size,
+                Cvae=config.z_channels,
+                ch=vae_config.ch,
+                share_quant_resi=vae_config.share_quant_resi,
+                num_classes=config.num_classes,
+                depth=config.depth,
+                shared_aln=config.shared_aln,
+                attn_l2_norm=config.attn_l2_norm,
+            )
+    except (ImportError, AttributeError) as error:
+        raise InvalidArgumentError(
+            f"{str(checkout)!r} is no checkout of FoundationVision/VAR that can be imported here: {error}"
+        ) from None
+    for theirs, ours in ((vae, pipe.tokenizer), (var, pipe.transformer)):
+        odd = theirs.load_state_dict({k: v.float() for k, v in ours.state_dict().items()}, strict=False)
+        parameters = {name for name, _ in theirs.named_parameters()}
+        if odd.unexpected_keys or parameters & set(odd.missing_keys):
+            raise InvalidArgumentError(f"the code in {str(checkout)!r} does not take these weights: {odd}")
+        theirs.to(pipe.device).eval()
+    labels = torch.tensor([i % config.num_classes for i in range(batch)], device=pipe.device)
+    half = pipe.transformer.dtype != torch.float32
+
+    def run() -> tuple[Seconds, Tensor]:
+        start = _now(pipe.device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(pipe.device.type, dtype=pipe.transformer.dtype, enabled=half),
+        ):
+            images = var.autoregressive_infer_cfg(
+                B=batch, label_B=labels, g_seed=0, cfg=cfg, top_k=top_k, top_p=top_p
+            )
+        return {"total": _now(pipe.device) - start}, images
+
+    return run
+
+
+@contextlib.contextmanager
+def _imported(checkout: Path) -> Iterator[None]:
+    """The checkout first on the path, and what it prints not on the screen."""
+    before: Mapping[str, Any] = dict(sys.modules)
+    sys.path.insert(0, str(checkout))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        sys.path.remove(str(checkout))
+        for name in set(sys.modules) - set(before):  # "models" and "utils" belong to many
+            if name.partition(".")[0] in ("models", "utils", "dist"):
+                del sys.modules[name]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _now(device: torch.device) -> float:
+    _wait(device)
+    return time.perf_counter()
