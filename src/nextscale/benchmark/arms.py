@@ -199,10 +199,14 @@ def official(
             f"{str(checkout)!r} is no checkout of FoundationVision/VAR that can be imported here: {error}"
         ) from None
     for theirs, ours in ((vae, pipe.tokenizer), (var, pipe.transformer)):
-        odd = theirs.load_state_dict({k: v.float() for k, v in ours.state_dict().items()}, strict=False)
+        refused = f"the code in {str(checkout)!r} does not take these weights: "
+        try:
+            odd = theirs.load_state_dict({k: v.float() for k, v in ours.state_dict().items()}, strict=False)
+        except RuntimeError as error:  # a tensor of another shape
+            raise InvalidArgumentError(refused + str(error)) from None
         parameters = {name for name, _ in theirs.named_parameters()}
         if odd.unexpected_keys or parameters & set(odd.missing_keys):
-            raise InvalidArgumentError(f"the code in {str(checkout)!r} does not take these weights: {odd}")
+            raise InvalidArgumentError(refused + str(odd))
         theirs.to(pipe.device).eval()
     labels = torch.tensor([i % config.num_classes for i in range(batch)], device=pipe.device)
     half = pipe.transformer.dtype != torch.float32

@@ -98,8 +98,8 @@ class Report:
         out = [
             f"VAR d{w.depth}, {w.size} px, {w.batch} at once, CFG {CFG}, top-k {TOP_K}, top-p {TOP_P}, "
             f"{c['dtype']}, random weights",
-            f"{c['device']}, {c['threads']} threads, load {c['load_before']}; {w.repeats} rounds; "
-            f"median [quartiles]",
+            f"{c['device']}, {c['threads']} threads, load {c['load_before']}; "
+            f"{w.repeats} round{'s' * (w.repeats > 1)}; median [quartiles]",
             "",
             "seconds a picture",
         ]
