@@ -24,7 +24,7 @@ def test_the_table_and_every_number_behind_it(
         cli.main(["bench", "--depth", "1", "--repeats", "1", "-o", str(output)])
     lines = capsys.readouterr().out.splitlines()
     assert left.value.code == 0, lines
-    assert lines[0].startswith("VAR d1, 256 px, 1 at once, CFG 1.5, top-k 900, top-p 0.96, float32, random")
+    assert lines[0].startswith("VAR d1, 256 px, 1 at once, CFG 1.5, top-k 9, top-p 0.96, float32, random")
     assert "; 1 round; median [quartiles]" in lines[1]
     for row in ("  no SSG", "  SSG", "  SSG / no SSG", "  SSG by transforms", "  transformer", "  decoder"):
         assert any(line.startswith(row) for line in lines), row
