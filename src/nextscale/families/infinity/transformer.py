@@ -216,7 +216,7 @@ class Block(nn.Module):
         return x + drop_branches(h * gate2, self.drop_path, self.training)
 
     def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return (self.norm(x) * (1 + scale) + shift).to(self.ada_gss.dtype)
+        return torch.addcmul(shift, self.norm(x), 1 + scale).to(self.ada_gss.dtype)
 
     def _ca_normed(self, x: Tensor) -> Tensor:
         norm = self.ca_norm

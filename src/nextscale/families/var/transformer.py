@@ -127,10 +127,10 @@ class Block(nn.Module):
     ) -> Tensor:
         """x ``(B, L, C)``; modulation from :meth:`modulation`."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)  # each (B, 1, C)
-        h = self.attn(self.norm(x) * (1 + scale1) + shift1, mask, cache)
-        x = x + drop_branches(h * gate1, self.drop_path, self.training)
-        h = self.ffn(self.norm(x) * (1 + scale2) + shift2)
-        return x + drop_branches(h * gate2, self.drop_path, self.training)
+        h = self.attn(torch.addcmul(shift1, self.norm(x), 1 + scale1), mask, cache)
+        x = torch.addcmul(x, drop_branches(h, self.drop_path, self.training), gate1)
+        h = self.ffn(torch.addcmul(shift2, self.norm(x), 1 + scale2))
+        return torch.addcmul(x, drop_branches(h, self.drop_path, self.training), gate2)
 
 
 class VARTransformer(nn.Module):
