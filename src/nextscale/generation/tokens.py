@@ -135,12 +135,12 @@ def likeliest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns values and int64 indices, both ``(..., n)``, n from k on: where a row has more ties than another,
     the other's next smaller entries fill it up.
     """
-    n = k
-    if k < logits.shape[-1]:
-        last = logits.topk(k + 1, dim=-1).values[..., -2:]
-        if (last[..., 0] == last[..., 1]).any():
-            n = int((logits >= last[..., :1]).sum(-1).max())
-    order = logits.topk(n, dim=-1, sorted=False).indices.sort(dim=-1).values
+    top = logits.topk(min(k + 1, logits.shape[-1]), dim=-1)
+    order = top.indices[..., :k]
+    if k < logits.shape[-1] and (top.values[..., -2] == top.values[..., -1]).any():
+        n = int((logits >= top.values[..., -2:-1]).sum(-1).max())
+        order = logits.topk(n, dim=-1, sorted=False).indices
+    order = order.sort(dim=-1).values
     return logits.gather(-1, order), order
 
 

@@ -166,19 +166,19 @@ def cifar10_bit_transformer() -> BitTransformerRecipe:
 def cifar10_classifier() -> ClassifierRecipe:
     """The classifier whose features are the offline feature space."""
     return ClassifierRecipe(
-        ClassifierConfig(num_classes=10, widths=(32, 128, 160)),
+        ClassifierConfig(num_classes=10, widths=(64, 192, 192)),
         TrainSettings(
             batch_size=512,
-            images=1_500_000,
+            images=700_000,
             lr=0.4,
             optimizer="sgd",
             betas=(0.9, 0.99),
             warmup=0.15,
-            weight_decay=5e-4,
+            weight_decay=1.5e-3,
             clip=5.0,
             ema=0.995,
         ),
-        cutout=10,
+        cutout=6,
     )
 
 
