@@ -16,9 +16,9 @@ MODEL = "cifar10"
 
 # The same settings are open to every arm, the one without SSG among them.
 GRID: Mapping[str, Sequence[float]] = {
-    "temperature": (0.85, 1.0, 1.15),
+    "temperature": (0.6, 0.8, 1.0),
     "top_p": (0.96, 1.0),
-    "guidance_scale": (0.75, 1.5, 3.0),
+    "guidance_scale": (4.0, 6.0, 9.0),
 }
 STRENGTHS = (0.3, 0.6)
 TOP_K = 600
@@ -47,6 +47,8 @@ ARMS: Mapping[str, Mapping[str, Any] | None] = {
     "dse, ortho, guided memory": {"remember": "guided"},
 }
 FAILURES = (1.2, 2.4, 4.8)
+# The cells of 2x2, 3x3, 4x4, 6x6 and 8x8 read as long rows: what a sampler with wrong grids would do.
+WRONG_GRIDS = ((1, 1), (1, 4), (1, 9), (1, 16), (2, 18), (2, 32))
 
 
 @dataclass(frozen=True)

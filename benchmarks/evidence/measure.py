@@ -33,19 +33,21 @@ from design import (
     SELECTION_IMAGES,
     SELECTION_SEED,
     STRENGTHS,
+    TOP_K,
     WITHOUT,
     Cell,
     cells,
 )
+from wrong import draw_on_wrong_grids
 
-from nextscale import VARPipeline, __version__
+from nextscale import ScaledSpatialGuidance, VARPipeline, __version__
 from nextscale.evaluation.comparison import Figure, RealSide, arm_figures, compare
 from nextscale.evaluation.features import open_space
 from nextscale.evaluation.files import write_json
 from nextscale.evaluation.metrics import frechet_distance
 from nextscale.evaluation.moments import Moments
 from nextscale.evaluation.neighbours import manifold_scores
-from nextscale.evaluation.protocol import PRESETS, Protocol
+from nextscale.evaluation.protocol import PRESETS, Protocol, to_uint8
 from nextscale.evaluation.provenance import versions
 from nextscale.evaluation.reference import measure_reference, open_reference
 from nextscale.evaluation.runner import PipelineImages, draw, generated_shards, plan
@@ -101,21 +103,28 @@ class Bench:
         if known and (not neighbours or "recall" in known):
             return dict(known)
         shards = self.draw(protocol)
-        features, logits = shards.tensor("features"), shards.tensor("logits")
-        labels = torch.tensor([protocol.label(i) for i in range(images)])
+        row = self.figures(cell, shards.tensor("features"), shards.tensor("logits"), neighbours=neighbours)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, row)
+        self.say(f"{cell.arm}, beta {cell.beta}, {dict(cell.settings)}: FD {row['fd']:.2f}")
+        return row
+
+    def figures(
+        self, cell: Cell, features: torch.Tensor, logits: torch.Tensor, *, neighbours: bool
+    ) -> dict[str, Any]:
+        """Of pictures in class order, as a row of a table."""
+        labels = torch.arange(len(logits)) % logits.shape[1]
+        gaussian = Moments.of(features).gaussian()
         row = {
             **cell.to_dict(),
-            "images": images,
+            "images": len(features),
             "seed": SELECTION_SEED,
-            "fd": frechet_distance(Moments.of(features).gaussian(), self.real.statistics["features"]).value,
+            "fd": frechet_distance(gaussian, self.real.statistics["features"]).value,
             "accuracy": float((logits.argmax(1) == labels).double().mean()),
         }
         if neighbours:
             scores = manifold_scores(features, self.real.features)
             row |= {name: getattr(scores, name) for name in CURVE_FIGURES}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, row)
-        self.say(f"{cell.arm}, beta {cell.beta}, {dict(cell.settings)}: FD {row['fd']:.2f}")
         return row
 
 
@@ -146,7 +155,28 @@ def curves(bench: Bench) -> list[dict[str, Any]]:
 def failures(bench: Bench, best: Cell) -> list[dict[str, Any]]:
     """Strengths that are too large, at the best settings of the main arm."""
     chosen = [Cell(MAIN, beta, best.settings) for beta in (*STRENGTHS, *FAILURES)]
+    chosen.insert(0, Cell(WITHOUT, 0.0, best.settings))
     return [bench.selected(c, REFINED_IMAGES, neighbours=True) for c in bench.order(chosen)]
+
+
+def wrong_grids(bench: Bench, best: Cell) -> dict[str, Any]:
+    """The smallest of the large strengths, on grids that are not the model's."""
+    path = bench.work / "cells" / "wrong-grids.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    ssg = ScaledSpatialGuidance(FAILURES[0], **(ARMS[MAIN] or {}))
+    settings = {**best.settings, "top_k": TOP_K}
+    rows = []
+    for start in range(0, REFINED_IMAGES, bench.batch_size):
+        numbers = range(start, min(start + bench.batch_size, REFINED_IMAGES))
+        labels, seeds = [n % 10 for n in numbers], [SELECTION_SEED + n for n in numbers]
+        images = draw_on_wrong_grids(bench.pipe, labels, seeds, ssg, **settings)
+        rows.append(bench.space(to_uint8(images)))
+    features, logits = (torch.cat([r[name] for r in rows]) for name in ("features", "logits"))
+    cell = Cell(MAIN, FAILURES[0], best.settings)
+    row = bench.figures(cell, features, logits, neighbours=True) | {"arm": "wrong grids"}
+    write_json(path, row)
+    return row
 
 
 def best_cells(refined: Sequence[dict[str, Any]]) -> dict[str, Cell]:
@@ -222,7 +252,8 @@ def main() -> None:
     coarse = select(bench)
     refined = refine(bench, coarse)
     best = best_cells(refined)
-    curve, failed = curves(bench), failures(bench, best[MAIN])
+    curve = curves(bench)
+    failed = [*failures(bench, best[MAIN]), wrong_grids(bench, best[MAIN])]
     protocols = finals(bench, best, args.images)
     if args.reverse:
         return  # the figures are the first process's

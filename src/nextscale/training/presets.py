@@ -169,7 +169,7 @@ def cifar10_classifier() -> ClassifierRecipe:
         ClassifierConfig(num_classes=10, widths=(64, 192, 192)),
         TrainSettings(
             batch_size=512,
-            images=700_000,
+            images=1_150_000,
             lr=0.4,
             optimizer="sgd",
             betas=(0.9, 0.99),
