@@ -68,6 +68,7 @@ class Bench:
         self.reference = open_reference(str(preset.reference))
         self.real = measure_reference(self.reference, self.space, Shards(work / "reference", 0))
         self.base = plan(self.pipe, 10, self.space, self.reference)
+        self.real_kernel: float | None = None
         self.drawn, self.started = 0, time.monotonic()
 
     def protocol(self, cell: Cell, images: int, seed: int) -> Protocol:
@@ -106,8 +107,17 @@ class Bench:
         row = self.figures(cell, shards.tensor("features"), shards.tensor("logits"), neighbours=neighbours)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, row)
-        self.say(f"{cell.arm}, beta {cell.beta}, {dict(cell.settings)}: FD {row['fd']:.2f}")
+        said = f"FD {row['fd']:.2f}, KD {1000 * row['kd']:.1f}"
+        self.say(f"{cell.arm}, beta {cell.beta}, {dict(cell.settings)}: {said}")
         return row
+
+    def kernel_distance(self, features: torch.Tensor) -> float:
+        """Of all pairs; those among the real pictures are summed once."""
+        if self.real_kernel is None:
+            self.real_kernel = RealSide.of(self.real, self.base).kernel
+        x, y = features.double(), self.real.features.double()
+        own = ((x @ x.T / x.shape[1] + 1) ** 3).fill_diagonal_(0).sum() / (len(x) * (len(x) - 1))
+        return float(own + self.real_kernel - 2 * ((x @ y.T / x.shape[1] + 1) ** 3).mean())
 
     def figures(
         self, cell: Cell, features: torch.Tensor, logits: torch.Tensor, *, neighbours: bool
@@ -120,6 +130,7 @@ class Bench:
             "images": len(features),
             "seed": SELECTION_SEED,
             "fd": frechet_distance(gaussian, self.real.statistics["features"]).value,
+            "kd": self.kernel_distance(features),
             "accuracy": float((logits.argmax(1) == labels).double().mean()),
         }
         if neighbours:
@@ -138,10 +149,10 @@ def select(bench: Bench) -> list[dict[str, Any]]:
 
 def refine(bench: Bench, coarse: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The best cells of every arm with more pictures."""
-    by_fd = {_key(row): row["fd"] for row in coarse}
+    by_kd = {_key(row): row["kd"] for row in coarse}
     chosen = []
     for arm in ARMS:
-        mine = sorted((c for c in cells() if c.arm == arm), key=lambda c: by_fd[_key(c.to_dict())])
+        mine = sorted((c for c in cells() if c.arm == arm), key=lambda c: by_kd[_key(c.to_dict())])
         chosen += mine[:KEPT]
     return [bench.selected(cell, REFINED_IMAGES) for cell in bench.order(chosen)]
 
