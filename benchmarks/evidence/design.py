@@ -21,11 +21,11 @@ GRID: Mapping[str, Sequence[float]] = {
     "guidance_scale": (4.0, 6.0, 9.0),
 }
 STRENGTHS = (0.3, 0.6)
-TOP_K = 600
+TOP_K = 50
 
 # Which settings are best is found with pictures that no later figure looks at: first by the kernel distance,
 # which few pictures do not bias, then among the best by the Fréchet distance.
-SELECTION_SEED, SELECTION_IMAGES, KEPT, REFINED_IMAGES = 10_000_000, 300, 3, 1_500
+SELECTION_SEED, SELECTION_IMAGES, KEPT, REFINED_IMAGES = 10_000_000, 200, 3, 1_000
 # What is then said of each arm at its best settings rests on these; the seed sets are a million apart.
 FINAL_SETS, FINAL_SEED, FINAL_IMAGES = 3, 0, 10_000
 REPLICATES = 300
@@ -38,8 +38,6 @@ ARMS: Mapping[str, Mapping[str, Any] | None] = {
     "dse, forward": {"prior": "dse", "norm": "forward"},
     "dse, backward": {"prior": "dse", "norm": "backward"},
     "dct, ortho": {"prior": "dct", "norm": "ortho"},
-    "dct, forward": {"prior": "dct", "norm": "forward"},
-    "dct, backward": {"prior": "dct", "norm": "backward"},
     "bilinear": {"prior": "bilinear"},
     "nearest": {"prior": "nearest"},
     "dse, ortho, linear": {"schedule": "linear"},

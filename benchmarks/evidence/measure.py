@@ -263,9 +263,9 @@ def main() -> None:
     coarse = select(bench)
     refined = refine(bench, coarse)
     best = best_cells(refined)
+    protocols = finals(bench, best, args.images)
     curve = curves(bench)
     failed = [*failures(bench, best[MAIN]), wrong_grids(bench, best[MAIN])]
-    protocols = finals(bench, best, args.images)
     if args.reverse:
         return  # the figures are the first process's
     args.output.mkdir(parents=True, exist_ok=True)
