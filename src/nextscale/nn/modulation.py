@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from nextscale.nn.linear import Linear, linear
+from nextscale.kernels import linear
+from nextscale.nn.linear import Linear
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:

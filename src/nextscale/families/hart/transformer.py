@@ -19,9 +19,10 @@ from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.families.hart.diffusion import ResidualDiffusion
 from nextscale.families.hart.rotary import Rotation, map_positions, rotate
 from nextscale.families.text import TextFeatures
+from nextscale.kernels import linear
 from nextscale.nn.attention import level_mask, normalise_qk
 from nextscale.nn.cache import KVCache
-from nextscale.nn.linear import Linear, linear
+from nextscale.nn.linear import Linear
 from nextscale.nn.modulation import AdaLinear
 from nextscale.nn.timestep import TimestepEmbedding
 from nextscale.scales import PRESETS, Grid, ScaleSchedule

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextscale.nn.linear import Linear, linear
+from nextscale.kernels import linear
+from nextscale.nn.linear import Linear
 
 
 def normal(*shape: int, std: float) -> nn.Parameter:

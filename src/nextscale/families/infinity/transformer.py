@@ -23,9 +23,10 @@ from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.families.infinity.conditioning import TextNorm, TextPool, keys_values, normal
 from nextscale.families.infinity.schedules import rope_reference
 from nextscale.families.text import TextFeatures
+from nextscale.kernels import linear
 from nextscale.nn.attention import Rotation, block_causal_mask, grid_rotation, normalise_qk, rotate_pairs
 from nextscale.nn.cache import KVCache
-from nextscale.nn.linear import Linear, linear
+from nextscale.nn.linear import Linear
 from nextscale.nn.modulation import (
     AdaLinear,
     FeedForward,

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
+from nextscale.kernels import linear
 from nextscale.nn.attention import block_causal_mask, normalise_qk
 from nextscale.nn.cache import KVCache
-from nextscale.nn.linear import Linear, linear
+from nextscale.nn.linear import Linear
 from nextscale.nn.modulation import AdaLinear, FeedForward, HeadNorm, drop_branches
 from nextscale.scales import Grid, ScaleSchedule
 

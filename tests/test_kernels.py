@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextscale.nn import linear as module
-from nextscale.nn.linear import Linear, linear
+from nextscale import kernels as module
+from nextscale.kernels import linear
+from nextscale.nn.linear import Linear
 
 AGREE = {torch.float32: dict(rtol=1e-5, atol=1e-5), torch.bfloat16: dict(rtol=2e-2, atol=2e-2)}
 
