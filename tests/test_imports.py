@@ -51,7 +51,7 @@ OWNED = {
     "datasets": ("training/*", "evaluation/*"),
     "pyarrow": ("training/*", "evaluation/*"),
     "matplotlib": MEASURING,
-    "scipy": MEASURING,
+    "scipy": (*MEASURING, "benchmark/*"),
     "tomllib": ("evaluation/sweep_file.py",),  # in Python from 3.11 on
     "tomli": ("evaluation/sweep_file.py",),  # the same for 3.10
     "models": ("benchmark/arms.py",),  # of a checkout of the official VAR, to be measured beside ours
