@@ -24,7 +24,6 @@ from nextscale.evaluation.runner import (
     PipelineImages,
     Result,
     generated_shards,
-    pipeline_digest,
     plan,
     plan_samples,
     run,
@@ -34,6 +33,7 @@ from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTok
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
 from nextscale.families.words import WordEncoder
 from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.weights.digest import pipeline_digest
 
 
 @pytest.fixture(scope="module")

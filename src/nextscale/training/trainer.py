@@ -12,8 +12,6 @@ import json
 import math
 import os
 import pickle
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import CheckpointError, InvalidArgumentError, TrainingError
+from nextscale.sampling.signals import held_back
 from nextscale.training.data import batches
 from nextscale.training.schedule import learning_rate, weight_decay
 
@@ -149,7 +148,7 @@ def train(
     with (
         contextlib.closing(_Log(output / LOG, run.step)) as log,
         torch.random.fork_rng(),
-        _signals_between_iterations() as stopped,
+        held_back() as stopped,
     ):
         for rows in batches(task.num_examples, settings.batch_size, settings.seed, run.step):
             if run.step >= until:
@@ -173,30 +172,6 @@ def train(
                 raise KeyboardInterrupt
     task.save(run.averaged, output)
     return run.averaged
-
-
-@contextlib.contextmanager
-def _signals_between_iterations() -> Iterator[list[int]]:
-    """Hold back Ctrl-C and SIGTERM until an iteration is whole; a second one acts at once.
-
-    Yields a list that is no longer empty once one came. Only the main thread can do this.
-    """
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def hold(number: int, frame: object) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def autocast_dtype(name: str, device: torch.device) -> torch.dtype:

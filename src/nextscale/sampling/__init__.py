@@ -1,0 +1,3 @@
+"""Sampling runs: many pictures, drawn by any number of processes into one folder, that survive being
+stopped.
+"""
