@@ -81,7 +81,7 @@ class Worker:
     rank, workers: which process of how many; decides where it starts to look, and nothing else.
     report: hears of progress. note: hears of what is done otherwise than asked for.
     stopping: asked between batches; once it says so, the run ends with KeyboardInterrupt.
-    patience: see :data:`~nextscale.sampling.claims.PATIENCE`.
+    patience: see :data:`~nextscale.sampling.claims.PATIENCE`. poll: see :data:`POLL`.
     """
 
     folder: Path
@@ -94,6 +94,7 @@ class Worker:
     note: Callable[[str], None] = lambda text: None
     stopping: Callable[[], bool] = lambda: False
     patience: float = PATIENCE
+    poll: float = POLL
     shape: int = 0
     _slowest: float = 0.0
     _seconds: dict[str, float] = field(default_factory=dict)
@@ -117,7 +118,7 @@ class Worker:
             while self._missing():
                 if not self._work_on_one():
                     self._check_stopping()
-                    time.sleep(POLL)
+                    time.sleep(self.poll)
                 self._report(0)
             if self.plan.format == "npz":
                 self._join()
@@ -183,8 +184,6 @@ class Worker:
                     span = self.plan.span(shard)
                     self._log("shard", shard=shard, first=span.start, pictures=len(span), seconds=seconds)
             self.claims.clear(shard)
-        except OSError as error:
-            raise _explained(error, self.folder, len(self.published()), self.plan.shards) from None
         finally:
             _remove(partial)
 
@@ -248,7 +247,7 @@ class Worker:
             claim = self.claims.take(JOIN)
             if claim is None:
                 self._check_stopping()
-                time.sleep(POLL)
+                time.sleep(self.poll)
                 continue
             partial = self.folder / WORK / f"joined-{self.name}.partial"
             try:
@@ -261,8 +260,6 @@ class Worker:
             except FileNotFoundError:
                 if not (self.folder / JOINED).exists():
                     raise
-            except OSError as error:
-                raise _explained(error, self.folder, self.plan.shards, self.plan.shards) from None
             finally:
                 _remove(partial)
                 claim.release()
@@ -293,13 +290,20 @@ class Worker:
     @contextlib.contextmanager
     def _logged(self) -> Iterator[None]:
         folder = self.folder / LOGS
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise self._explained(error) from None
         with (folder / f"{self.name}.jsonl").open("a", encoding="utf-8") as self._file:
             try:
                 yield
-            except (NextscaleError, OSError) as error:
+            except NextscaleError as error:
                 self._log("failed", error=str(error))
                 raise
+            except OSError as error:
+                explained = self._explained(error)
+                self._log("failed", error=str(explained))
+                raise explained from None
 
     def _log(self, event: str, **facts: Any) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
@@ -308,16 +312,15 @@ class Worker:
             self._file.write(line + "\n")
             self._file.flush()
 
-
-def _explained(error: OSError, folder: Path, done: int, total: int) -> OSError:
-    """What a full disk means for a run; other errors as they are."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return error
-    what = "a file became larger than allowed" if error.errno == errno.EFBIG else "the disk is full"
-    return OSError(
-        f"{what}: {str(folder)!r} has {done} of {total} shards, all whole, and no part of another; make room "
-        f"and give the same command to go on"
-    )
+    def _explained(self, error: OSError) -> OSError:
+        """What a full disk means for a run; other errors as they are."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error
+        what = "a file became larger than allowed" if error.errno == errno.EFBIG else "the disk is full"
+        return OSError(
+            f"{what}: {str(self.folder)!r} has {len(self.published())} of {self.plan.shards} shards, all "
+            f"whole, and no part of another; make room and give the same command to go on"
+        )
 
 
 def _abandon(writer: ShardWriter) -> None:
