@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,12 @@ from nextscale.errors import DataError, InvalidArgumentError
 
 IMAGES = "arr_0"
 PIECE = 250
+
+# What zipfile and numpy raise for damaged archives and headers.
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, EOFError, OSError),
+    *(ValueError, SyntaxError, RuntimeError, struct.error),  # NotImplementedError is a RuntimeError
+)
 
 Advance = Callable[[int], None]
 
@@ -74,7 +83,10 @@ class NpzImages:
             raise DataError(
                 f"{self.path.name} has no {IMAGES}: it holds no pictures, only {_members(self._archive)}"
             )
-        self._stream = self._archive.open(f"{IMAGES}.npy")
+        try:
+            self._stream = self._archive.open(f"{IMAGES}.npy")
+        except DAMAGE as error:
+            raise DataError(f"{self.path.name} is damaged: {error}") from None
         shape, fortran, dtype = _header(self._stream, self.path.name)
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran or shape[0] == 0:
             order = ", in Fortran order" if fortran else ""
@@ -95,7 +107,7 @@ class NpzImages:
             if self._stream.tell() != self._start + start * each:
                 self._stream.seek(self._start + start * each)
             data = self._stream.read((stop - start) * each)
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        except DAMAGE as error:
             raise DataError(f"{self.path.name} is damaged: {error}") from None
         if len(data) != (stop - start) * each:
             raise DataError(f"{self.path.name} ends before picture {stop}; it was not written completely")
@@ -125,7 +137,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             if name != IMAGES:
                 try:
                     arrays[name] = file[name]
-                except (ValueError, zipfile.BadZipFile, OSError) as error:
+                except DAMAGE as error:
                     raise DataError(f"{path.name}: {name} cannot be read: {error}") from None
     return arrays
 
@@ -178,7 +190,7 @@ def open_npz(path: Path) -> zipfile.ZipFile:
     """The archive. Raises DataError if there is none."""
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except DAMAGE as error:
         raise DataError(f"cannot read {str(path)!r} as an .npz file: {error}") from None
 
 
@@ -190,8 +202,9 @@ def _header(stream: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any
             (2, 0): np.lib.format.read_array_header_2_0,
         }
         return readers[version](stream)
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{name}: {IMAGES} has an unknown header: {error}") from None
+    except (*DAMAGE, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{name}: {IMAGES} has an unknown header: {reason}") from None
 
 
 def _members(archive: zipfile.ZipFile) -> str:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
+import textwrap
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -82,9 +84,8 @@ class RunPlan:
             )
         for name, known in (("format", get_args(Format)), ("image_format", get_args(ImageFormat))):
             if getattr(self, name) not in known:
-                raise InvalidArgumentError(
-                    f"unknown {name.replace('_', ' ')} {getattr(self, name)!r}; known: {', '.join(known)}"
-                )
+                what, value = name.replace("_", " "), reprlib.repr(getattr(self, name))
+                raise InvalidArgumentError(f"unknown {what} {value}; known: {', '.join(known)}")
         if self.shards > MAX_SHARDS:
             raise InvalidArgumentError(
                 f"{self.count:,} pictures in shards of {self.shard_size} are {self.shards:,} files; make the "
@@ -131,7 +132,8 @@ class RunPlan:
             plan = cls(**{f.name: stored[f.name] for f in fields(cls)})
             whole = plan.hash == stored.get("hash")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InvalidArgumentError(f"it is damaged: {error!r}") from None
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
+            raise InvalidArgumentError(f"it is damaged: {reason}") from None
         if not whole:
             raise InvalidArgumentError("it is damaged, or was edited: its hash does not fit")
         return plan
@@ -139,7 +141,9 @@ class RunPlan:
 
 def _require_whole(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidArgumentError(f"{name.replace('_', ' ')} must be at least {least}, got {value!r}")
+        raise InvalidArgumentError(
+            f"{name.replace('_', ' ')} must be at least {least}, got {reprlib.repr(value)}"
+        )
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str) -> Any:

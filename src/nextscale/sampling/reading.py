@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,14 +67,31 @@ def _checked(plan: RunPlan, path: Path, wanted: range) -> Iterator[Item]:
             if item.pixels.shape != (*plan.size, 3):
                 raise DataError(f"{str(path)!r}: picture {item.index} has the shape {item.pixels.shape}")
             yield item
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError, tarfile.TarError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except _DAMAGE as error:
         raise DataError(f"{str(path)!r} is damaged: {error}") from None
     missing = next(expected, None)
     if missing is not None:
         raise DataError(f"{str(path)!r} lacks picture {missing}")
 
+
+# What the readers of archives, pictures and numbers raise for bytes that are none of theirs.
+_DAMAGE = (
+    *(
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        SyntaxError,
+        EOFError,
+        RuntimeError,
+        AttributeError,
+        MemoryError,
+    ),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
+    Image.DecompressionBombError,
+)
 
 Found = Iterator[tuple[dict[str, Any], bytes]]
 

@@ -6,6 +6,7 @@ a file cannot run code.
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from nextscale.errors import CheckpointError
 
 SHOWN = 4
+MAX_JSON = 64 << 20  # bytes; the index of the largest models has some megabytes
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -41,6 +43,28 @@ def read_weights(path: str | Path, *, unwrap: Sequence[str] = (), meta: bool = F
     if not tensors:
         raise CheckpointError(f"{path.name} holds no tensors at its top level; its keys are {_some(content)}")
     return tensors
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file that belongs to weights holds: a configuration, or an index.
+
+    Raises FileNotFoundError if there is none, CheckpointError if it is no JSON, is nested so deeply that no
+    program wrote it for people, or is larger than any of its kind.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{str(path)!r} is larger than {MAX_JSON >> 20} MiB; no such file is")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except RecursionError:
+        raise CheckpointError(f"{str(path)!r} is not usable: its JSON is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{str(path)!r} is not JSON: {error}") from None
+    except ValueError:  # bytes that are no text, or a number of thousands of digits
+        raise CheckpointError(f"{str(path)!r} is not JSON, or holds a number that is none") from None
+    except OSError as error:  # a folder, a loop of links
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}") from None
 
 
 def _is_safetensors(path: Path) -> bool:

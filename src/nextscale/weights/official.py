@@ -6,8 +6,8 @@ several files are read as one, and the order in which loading goes: names and sh
 
 from __future__ import annotations
 
-import json
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.nn.placement import Placement
-from nextscale.weights.files import Module, build, check_shapes, read_weights
+from nextscale.weights.files import Module, build, check_shapes, read_json, read_weights
 from nextscale.weights.hub import download
 
 INDEX = "model.safetensors.index.json"
@@ -111,21 +111,15 @@ def read_official(path: Path, *, unwrap: Sequence[str] = (), meta: bool = False)
 def _shards(index: Path) -> dict[str, list[str]]:
     """The files of an index, each with the names of its tensors."""
     where = f"{index.parent.name}/{index.name}"
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        pairs = list(weight_map.items())
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise CheckpointError(f"{where} is not the index of a sharded checkpoint: {error!r}") from None
+    weight_map = read_json(index)
+    weight_map = weight_map.get("weight_map") if isinstance(weight_map, dict) else None
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{where} is not the index of a sharded checkpoint: it has no weight_map")
     shards: dict[str, list[str]] = {}
-    for name, file in pairs:
+    for name, file in weight_map.items():
         plain = isinstance(file, str) and PurePosixPath(file).name == file and "\\" not in file
         if not plain or file in {"", ".."}:
-            raise CheckpointError(f"{where} points to {file!r}, which is no file of its folder")
+            raise CheckpointError(f"{where} points to {reprlib.repr(file)}, which is no file of its folder")
         shards.setdefault(file, []).append(name)
     if not shards:
         raise CheckpointError(f"{where} lists no tensors")
