@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import textwrap
 import tokenize
 import zipfile
 import zlib
@@ -86,7 +87,8 @@ class NpzImages:
         try:
             self._stream = self._archive.open(f"{IMAGES}.npy")
         except DAMAGE as error:
-            raise DataError(f"{self.path.name} is damaged: {error}") from None
+            reason = textwrap.shorten(str(error), 200, placeholder=" …")
+            raise DataError(f"{self.path.name} is damaged: {reason}") from None
         shape, fortran, dtype = _header(self._stream, self.path.name)
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran or shape[0] == 0:
             order = ", in Fortran order" if fortran else ""
@@ -108,7 +110,8 @@ class NpzImages:
                 self._stream.seek(self._start + start * each)
             data = self._stream.read((stop - start) * each)
         except DAMAGE as error:
-            raise DataError(f"{self.path.name} is damaged: {error}") from None
+            reason = textwrap.shorten(str(error), 200, placeholder=" …")
+            raise DataError(f"{self.path.name} is damaged: {reason}") from None
         if len(data) != (stop - start) * each:
             raise DataError(f"{self.path.name} ends before picture {stop}; it was not written completely")
         return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, h, w, 3).permute(0, 3, 1, 2)

@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import tarfile
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -70,7 +71,8 @@ def _checked(plan: RunPlan, path: Path, wanted: range) -> Iterator[Item]:
     except DataError:
         raise
     except _DAMAGE as error:
-        raise DataError(f"{str(path)!r} is damaged: {error}") from None
+        reason = textwrap.shorten(str(error), 200, placeholder=" …")
+        raise DataError(f"{str(path)!r} is damaged: {reason}") from None
     missing = next(expected, None)
     if missing is not None:
         raise DataError(f"{str(path)!r} lacks picture {missing}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,9 +34,13 @@ def read_weights(path: str | Path, *, unwrap: Sequence[str] = (), meta: bool = F
     Raises CheckpointError if the file is missing, is no weight file, holds no tensors, or needs code to load.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no such weight file: {str(path)!r}")
-    content = _read_safetensors(path, meta) if _is_safetensors(path) else _read_torch(path, meta)
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"no such weight file: {str(path)!r}")
+        is_safetensors = _is_safetensors(path)
+    except OSError as error:  # not ours to read, a name that no file can have
+        raise CheckpointError(f"{path.name!r} cannot be read: {error.strerror}") from None
+    content = _read_safetensors(path, meta) if is_safetensors else _read_torch(path, meta)
     for key in unwrap:
         if isinstance(content.get(key), Mapping):
             content = content[key]
@@ -105,6 +110,13 @@ _DTYPES = {
 
 
 def _read_torch(path: Path, meta: bool) -> dict[str, Any]:
+    # Its warnings are about how a file was pickled, and would stand before the one line of an error.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return _load_torch(path, meta)
+
+
+def _load_torch(path: Path, meta: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"map_location": "meta" if meta else "cpu", "weights_only": True}
     try:
         try:

@@ -22,6 +22,7 @@ from nextscale.weights.hub import download
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+LONGEST_NAME = 255  # of a file, on nearly every system
 
 
 def count(names: Iterable[str], pattern: str) -> int:
@@ -118,7 +119,7 @@ def _shards(index: Path) -> dict[str, list[str]]:
     shards: dict[str, list[str]] = {}
     for name, file in weight_map.items():
         plain = isinstance(file, str) and PurePosixPath(file).name == file and "\\" not in file
-        if not plain or file in {"", ".."}:
+        if not plain or file in {"", ".."} or len(file) > LONGEST_NAME:
             raise CheckpointError(f"{where} points to {reprlib.repr(file)}, which is no file of its folder")
         shards.setdefault(file, []).append(name)
     if not shards:
