@@ -31,10 +31,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
 
 
-def start(*arguments: str | Path, launcher: tuple[str, ...] = (), **changes: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", *launcher, *(["-m"] if launcher else []), "nextscale", "generate"]
+def start(
+    *arguments: str | Path, launcher: tuple[str, ...] = (), command: str = "generate", **changes: str
+) -> subprocess.Popen[str]:
+    program = [sys.executable, "-m", *launcher, *(["-m"] if launcher else []), "nextscale", command]
     return subprocess.Popen(
-        [*command, *map(str, arguments)],
+        [*program, *map(str, arguments)],
         env={**ENVIRONMENT, **changes},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -222,3 +224,16 @@ def test_plain_processes_share_a_run_and_outlive_each_other(model: Path, alone: 
     assert second.returncode == 0, err
     assert files(folder) == files(alone)
     assert verify(folder) == 24
+
+
+@pytest.mark.slow
+def test_evaluations_are_shared_between_processes(model: Path, tmp_path: Path):
+    """One result, by one process, from pictures that both have drawn."""
+    launcher = ("torch.distributed.run", "--nproc-per-node", "2")
+    arguments = ("-m", model, "--images", "450", "--work", tmp_path / "work", "--output", tmp_path / "e.json")
+    process = start(*arguments, launcher=launcher, command="evaluate")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.count("features are kept in") == 1
+    result = json.loads((tmp_path / "e.json").read_text())
+    assert result["images"] == 450 and result["scores"]

@@ -17,8 +17,13 @@ Advance = Callable[[int], None]
 
 
 def on_terminal() -> bool:
-    """Whether bars make sense: stderr is a terminal that can move its cursor."""
-    return sys.stderr.isatty()
+    """Whether bars make sense: stderr is a terminal that can move its cursor, and ours alone."""
+    return sys.stderr.isatty() and _is_first()
+
+
+def _is_first() -> bool:
+    """Whether this is the one process of a launch that shows progress; launchers number them so."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def note(text: str) -> None:
@@ -89,7 +94,7 @@ def _lines(text: str, total: int) -> Advance:
         nonlocal done, last
         done += parts
         now = time.monotonic()
-        if now - last >= LINE_SECONDS:
+        if now - last >= LINE_SECONDS and _is_first():
             last = now
             left = (now - started) / done * (total - done)
             note(f"{text}: {done / total:.0%}, {duration(now - started)} so far, {duration(left)} left")
@@ -117,7 +122,7 @@ def _sampling_lines(text: str, total: int) -> Callable[[int, float], None]:
 
     def report(done: int, rate: float) -> None:
         nonlocal last
-        if time.monotonic() - last >= LINE_SECONDS:
+        if time.monotonic() - last >= LINE_SECONDS and _is_first():
             last = time.monotonic()
             note(f"{text}: {_state(done, total, rate)}")
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +13,7 @@ import typer
 
 from nextscale import __version__
 from nextscale.cli import options, pictures, request
+from nextscale.cli.launch import join_launch
 from nextscale.cli.models import ModelOptions
 from nextscale.cli.options import read_whole_numbers
 from nextscale.cli.progress import note, sampling, working
@@ -130,7 +129,6 @@ def sample(
     Raises InvalidArgumentError for options that do not fit the model, or another run in the folder.
     """
     from nextscale.sampling.drawing import RunPictures, fixed_arithmetic
-    from nextscale.sampling.processes import joined
     from nextscale.sampling.signals import held_back
     from nextscale.sampling.worker import Worker, begin
 
@@ -138,10 +136,9 @@ def sample(
     folder, choice, first = run.folder, model.choice(), _first_seed(how_many.seed)
     words = read_lines(run.labels, "--labels", "class") if run.labels is not None else []
     given, guidance, typed = shape.given(), spatial.build(ssg), subjects.typed()
-    with joined(model.device) as processes:
-        pass
-    with _talking(processes, working(f"loading {choice}")):
-        pipe = choice.load(processes.device or model.device, model.dtype)
+    processes, model = join_launch(model)
+    with working(f"loading {choice}"):
+        pipe = choice.load(model.device, model.dtype)
         arguments = request.call_arguments(pipe, given, {})
         if arguments.get("sampler") == "multinomial":
             raise InvalidArgumentError(
@@ -158,7 +155,7 @@ def sample(
     source = RunPictures(pipe, kind.key, shown, first, arguments)
     batch = how_many.batch_size or request.default_batch(pipe)
     with fixed_arithmetic(pipe.device), held_back() as caught:
-        with _talking(processes, working("planning")):
+        with working("planning"):
             plan = begin(folder, _plan(source, run, how_many.count), source, batch, _note_of(processes))
         worker = Worker(folder, plan, source, batch, processes.rank, processes.count)
         worker.note, worker.stopping = _note_of(processes), lambda: bool(caught)
@@ -174,11 +171,9 @@ def _work(worker: Worker, processes: Processes) -> None:
     plan, there = worker.plan, worker.done_pictures()
     if processes.is_main and there:
         note(f"going on: {there:,} of {plan.count:,} pictures are done")
-    bar = sampling(f"drawing {plan.count:,} pictures", plan.count)
     try:
-        with _talking(processes, bar) as report:
-            if report is not None:
-                worker.report = lambda progress: report(progress.done, progress.rate)
+        with sampling(f"drawing {plan.count:,} pictures", plan.count) as report:
+            worker.report = lambda progress: report(progress.done, progress.rate)
             worker.run()
     except KeyboardInterrupt:
         if processes.is_main:
@@ -212,11 +207,6 @@ def _plan(source: RunPictures, run: RunOptions, count: int | None) -> RunPlan:
         shard_size=run.shard_size or DEFAULT_SHARD,
         nextscale=__version__,
     )
-
-
-def _talking(processes: Processes, shown: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
-    """Progress on the one process that shows it."""
-    return shown if processes.is_main else contextlib.nullcontext()
 
 
 def _note_of(processes: Processes) -> Callable[[str], None]:

@@ -104,6 +104,20 @@ class Claims:
             return None
         return self._make(number, latest + 1)
 
+    @contextlib.contextmanager
+    def hold(self, number: int) -> Iterator[bool]:
+        """Whether a piece is ours; then it is, beating, until the block ends, and its claims go with it."""
+        claim = self.take(number)
+        if claim is None:
+            yield False
+            return
+        try:
+            with self.beating(claim):
+                yield True
+        finally:
+            claim.release()
+            self.clear(number)
+
     def clear(self, number: int) -> None:
         """Remove every claim on a piece that is done."""
         for n, generation in self._existing():

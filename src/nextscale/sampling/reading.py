@@ -7,6 +7,7 @@ import json
 import struct
 import tarfile
 import textwrap
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -91,7 +92,7 @@ _DAMAGE = (
         AttributeError,
         MemoryError,
     ),
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(tokenize.TokenError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
     Image.DecompressionBombError,
 )
 
