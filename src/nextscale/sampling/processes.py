@@ -1,13 +1,19 @@
-"""Which of the processes of a launch this one is: asked of accelerate, which torchrun and its own launcher
-feed.
+"""Which of the processes of a launch this one is, and what they do together: all of it through accelerate.
+
+``torchrun`` and ``accelerate launch`` start processes and tell each its number; accelerate knows how to read
+that and how to talk between them. A process that nobody launched is alone, and needs no accelerate.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError, MissingDependencyError
 from nextscale.nn.placement import place
@@ -25,26 +31,63 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that talks to people."""
+        """Whether this is the one that talks to people and writes files."""
         return self.rank == 0
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their sums over all processes, in place. All must call this with the same
+        shapes.
+        """
+        self._together(tensors, "sum")
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """The same with their means."""
+        self._together(tensors, "mean")
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by those of the main process, in place. All must call this with the same shapes."""
+        if self.count == 1:
+            return
+        from accelerate.utils import broadcast
+
+        for tensor in tensors:
+            tensor.copy_(broadcast(tensor.detach().contiguous(), from_process=0))
+
+    @torch.no_grad()
+    def _together(self, tensors: Sequence[Tensor], how: str) -> None:
+        if self.count == 1 or not tensors:
+            return
+        from accelerate.utils import reduce
+
+        for dtype in {t.dtype for t in tensors}:  # one message each, however many tensors
+            same = [t for t in tensors if t.dtype == dtype]
+            flat = reduce(torch.cat([t.detach().reshape(-1) for t in same]), reduction=how)
+            for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+
+_joined: ContextVar[Processes | None] = ContextVar("joined", default=None)
 
 
 def launched() -> bool:
     """Whether a launcher (``accelerate launch``, ``torchrun``) started this process as one of several."""
     count = os.environ.get("WORLD_SIZE", "1")
     if not count.isdecimal():
-        raise InvalidArgumentError(f"WORLD_SIZE is {count!r}; it is set by accelerate launch or torchrun")
+        raise InvalidArgumentError(
+            f"WORLD_SIZE is {count!r}; accelerate launch and torchrun set it to a number"
+        )
     return int(count) > 1
 
 
 @contextmanager
 def joined(device: str | None = None) -> Iterator[Processes]:
-    """This process among those of its launch; alone without one.
+    """This process among those of its launch; alone without one. Inside of another, it is the same.
 
     device: what was asked for, ``"cpu"`` say. Raises MissingDependencyError where a launch needs accelerate.
     """
-    if not launched():
-        yield Processes()
+    known = _joined.get()
+    if known is not None or not launched():
+        yield known or Processes()
         return
     try:
         from accelerate import PartialState
@@ -52,7 +95,9 @@ def joined(device: str | None = None) -> Iterator[Processes]:
         raise MissingDependencyError("several processes need accelerate; install nextscale[accel]") from None
     state = PartialState(cpu=place(device or "auto").device.type == "cpu")
     own = str(state.device) if device in (None, "auto", state.device.type) else device
+    token = _joined.set(Processes(state.process_index, state.num_processes, own))
     try:
         yield Processes(state.process_index, state.num_processes, own)
     finally:
+        _joined.reset(token)
         state.destroy_process_group()
