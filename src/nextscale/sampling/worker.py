@@ -181,8 +181,9 @@ class Worker:
                 if self._write(shard, partial) and self._publish(partial, self.plan.name(shard)):
                     seconds = time.monotonic() - start
                     self._slowest = max(self._slowest, seconds)
-                    span = self.plan.span(shard)
-                    self._log("shard", shard=shard, first=span.start, pictures=len(span), seconds=seconds)
+                    span, memory = self.plan.span(shard), resident_bytes()
+                    facts = {"first": span.start, "pictures": len(span), "seconds": seconds, "memory": memory}
+                    self._log("shard", shard=shard, **facts)
             self.claims.clear(shard)
         finally:
             _remove(partial)
@@ -321,6 +322,15 @@ class Worker:
             f"{what}: {str(self.folder)!r} has {len(self.published())} of {self.plan.shards} shards, all "
             f"whole, and no part of another; make room and give the same command to go on"
         )
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process holds now; ``None`` where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _abandon(writer: ShardWriter) -> None:

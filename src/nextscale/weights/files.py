@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import CheckpointError
 
-SHOWN = 4
+SHOWN, LONGEST = 4, 100  # names in a message, and characters of each
 MAX_JSON = 64 << 20  # bytes; the index of the largest models has some megabytes
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -46,7 +46,7 @@ def read_weights(path: str | Path, *, unwrap: Sequence[str] = (), meta: bool = F
             content = content[key]
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
-        raise CheckpointError(f"{path.name} holds no tensors at its top level; its keys are {_some(content)}")
+        raise CheckpointError(f"{path.name} holds no tensors at its top level; its keys are {some(content)}")
     return tensors
 
 
@@ -179,7 +179,7 @@ def check_shapes(expected: nn.Module, found: Mapping[str, Tensor], *, source: st
         "of another shape": shapes,
         "of another type": kinds,
     }
-    problems = [f"{len(names)} {what}: {_some(names)}" for what, names in lists.items() if names]
+    problems = [f"{len(names)} {what}: {some(names)}" for what, names in lists.items() if names]
     if problems:
         raise CheckpointError(f"{source} does not fit: {'; '.join(problems)}" + (f". {hint}" if hint else ""))
 
@@ -205,7 +205,8 @@ def build(
     return module.eval().requires_grad_(False)
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f", … ({len(names) - SHOWN} more)" if len(names) > SHOWN else ""
-    return ", ".join(str(n) for n in names[:SHOWN]) + more
+def some(names: Iterable[object]) -> str:
+    """The first few names of a list for a message, none of them longer than a line can take."""
+    texts = [text if len(text := str(name)) <= LONGEST else f"{text[:LONGEST]}…" for name in names]
+    more = f", … ({len(texts) - SHOWN} more)" if len(texts) > SHOWN else ""
+    return ", ".join(texts[:SHOWN]) + more

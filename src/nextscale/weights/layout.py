@@ -10,6 +10,7 @@ import json
 import os
 import reprlib
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -124,7 +125,9 @@ def load_module(make: Callable[[Mapping[str, Any]], Module], folder: Path, place
     shapes = read_weights(folder / WEIGHTS, meta=True)
     _check_counts(config, len(shapes), folder / CONFIG)
     try:
-        with torch.device("meta"):
+        # Sizes of zero make torch warn; what is wrong with them is said below.
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             empty = make(config)
     # What constructors raise for values of a wrong type or out of range, as an edited file may hold.
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.nn.placement import Placement
-from nextscale.weights.files import Module, build, check_shapes, read_json, read_weights
+from nextscale.weights.files import Module, build, check_shapes, read_json, read_weights, some
 from nextscale.weights.hub import download
 
 INDEX = "model.safetensors.index.json"
@@ -42,7 +42,7 @@ def require(
     if absent:
         raise CheckpointError(
             f"{path.name} is not {what}: it lacks {', '.join(absent[:4])}; "
-            f"its first names are {', '.join(list(shapes)[:4])}{cause}"
+            f"its first names are {some(list(shapes)[:4])}{cause}"
         )
     for name, axes in needed.items():
         if shapes[name].ndim != axes or not shapes[name].numel():
@@ -102,7 +102,7 @@ def read_official(path: Path, *, unwrap: Sequence[str] = (), meta: bool = False)
         absent = [n for n in names if n not in found]
         if absent:
             raise CheckpointError(
-                f"{path.name}/{shard} lacks {', '.join(absent[:4])}, which {INDEX} says it holds; "
+                f"{path.name}/{shard} lacks {some(absent[:4])}, which {INDEX} says it holds; "
                 f"download the folder again"
             )
         tensors |= {n: found[n] for n in names}
