@@ -137,7 +137,7 @@ def test_prompts_from_a_file(nextscale: Command, text_model: Path, tmp_path: Pat
         (["--sampler", "multinomial", "--out", "run"], "--sampler multinomial draws for a batch as a whole"),
         (["--out", "missing/run"], "does not exist; make it first"),
         (["unicorn", "--out", "run"], "unicorn"),
-        (["--count", "2000001", "--shard-size", "1", "--out", "run"], "make the shards larger"),
+        (["--count", "200001", "--shard-size", "1", "--out", "run"], "make the shards larger"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(

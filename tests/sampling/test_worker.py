@@ -327,3 +327,33 @@ def test_another_arithmetic_is_refused(contents: Contents, tmp_path: Path, worke
     stored = read_manifest(tmp_path)
     assert stored is not None and stored.arithmetic == ("0" * 64, "1" * 64)
     assert list(contents(tmp_path)) == ["manifest.json"]
+
+
+def test_a_signal_after_the_last_batch_of_a_shard_does_not_cost_the_shard(tmp_path: Path, worker: MakeWorker):
+    ours = worker(tmp_path, 4)
+    seen: list[Progress] = []
+    ours.report, ours.stopping = seen.append, lambda: bool(seen) and seen[-1].done == 5
+    with pytest.raises(KeyboardInterrupt):
+        ours.run()
+    assert ours.published() == {0}
+
+
+def test_whoever_is_late_finds_the_run_complete(
+    contents: Contents, tmp_path: Path, worker: MakeWorker, alone: dict[str, bytes]
+):
+    """Its shard is published and everything it wrote is gone before it is done: no harm."""
+    for format in ("tar", "folder"):
+        folder = tmp_path / format
+        folder.mkdir()
+        late, quick = (worker(folder, 2, format=format, patience=0.0) for _ in range(2))
+
+        def overtake(progress: Progress, late: Worker = late, quick: Worker = quick) -> None:
+            if progress.done > 0:  # its first batch is drawn, and its shard is not whole
+                late.report = lambda progress: None
+                quick.run()
+
+        late.report = overtake
+        late.run()
+        assert len(late.published()) == 5
+        assert format == "folder" or contents(folder) == alone
+        assert not (folder / WORK).exists()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PANEL = "Many pictures"
 DEFAULT_FORMAT, DEFAULT_IMAGE_FORMAT, DEFAULT_SHARD = "tar", "png", 1000
+MANY = 1000  # pictures from which on a word about idle cores is worth a line
 ENCODED_AT_ONCE = 2000  # prompts; of more, the features would not fit beside the model
 
 # What a pipeline reports of its settings that does not decide a picture, or stands elsewhere in a manifest.
@@ -171,6 +172,11 @@ def _work(worker: Worker, processes: Processes) -> None:
     plan, there = worker.plan, worker.done_pictures()
     if processes.is_main and there:
         note(f"going on: {there:,} of {plan.count:,} pictures are done")
+    cores = os.cpu_count() or 1
+    if plan.device == "cpu" and processes.count == 1 < cores and plan.count >= MANY:
+        note(
+            f"note: one thread draws; torchrun --nproc-per-node {cores} -m nextscale ... keeps all cores busy"
+        )
     try:
         with sampling(f"drawing {plan.count:,} pictures", plan.count) as report:
             worker.report = lambda progress: report(progress.done, progress.rate)
@@ -183,15 +189,21 @@ def _work(worker: Worker, processes: Processes) -> None:
 
 
 def _plan(source: RunPictures, run: RunOptions, count: int | None) -> RunPlan:
-    """What is asked for; one picture is drawn, so that the pipeline itself says what it makes of the
-    options.
+    """What is asked for. One picture is drawn: the pipeline itself says what it makes of the options.
+
+    Raises InvalidArgumentError if not even that one fits into memory.
     """
     from nextscale.families import family_of
+    from nextscale.sampling.drawing import halved
     from nextscale.sampling.plan import RunPlan
     from nextscale.weights.digest import pipeline_digest, text_digest
 
     pipe = source.pipe
-    out = pipe([source.subject(0)], seed=source.seed, output_type="pt", **source.arguments)
+    try:
+        out = pipe([source.subject(0)], seed=source.seed, output_type="pt", **source.arguments)
+    except (RuntimeError, MemoryError) as error:
+        halved(error, 1, pipe.device, note)
+        raise
     return RunPlan(
         count=count or len(source.subjects),
         seed=source.seed,

@@ -26,7 +26,7 @@ WORK = ".work"  # claims and unfinished shards, on the same file system, so that
 LOGS = "logs"
 JOINED = "samples.npz"
 VERSION = 1  # of the manifest
-MAX_SHARDS = 1_000_000
+MAX_SHARDS = 100_000
 MAX_MANIFEST = 1 << 20  # bytes; one of ours has some thousands
 
 _NAMES = {

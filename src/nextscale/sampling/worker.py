@@ -1,5 +1,4 @@
-"""A process of a sampling run: takes shards that are free, draws them, and gives each its name when it is
-whole.
+"""A process of a sampling run: takes shards that are free, draws them, names each when it is whole.
 
 Nothing is agreed upon between processes but through the folder, so any number of them may come and go.
 """
@@ -13,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from nextscale.sampling.plan import (
 from nextscale.sampling.writers import Item, ShardWriter, open_shard, sync_folder
 
 POLL = 0.5  # seconds between looks at what others do, when nothing is free
+COUNT = 1.0  # seconds for which what others have done is not looked up again
 JOIN = 999_999_999  # the claim of the last step, which makes one npz of all shards
 SLOWER = 3  # times as long as our slowest shard: then a shard that another works on is drawn here as well
 
@@ -61,9 +61,9 @@ Report = Callable[[Progress], None]
 def begin(
     folder: Path, plan: RunPlan, pictures: RunPictures, batch: int, note: Callable[[str], None]
 ) -> RunPlan:
-    """Begin a run in a folder, or find that it has begun; the plan with its arithmetic, as all processes have
-    it.
+    """Begin a run in a folder, or find that it has begun.
 
+    Returns the plan with its arithmetic, as all processes have it.
     Raises InvalidArgumentError, naming what differs, if the folder holds another run.
     """
     stored = read_manifest(folder)
@@ -97,7 +97,7 @@ class Worker:
     poll: float = POLL
     shape: int = 0
     _slowest: float = 0.0
-    _seconds: dict[str, float] = field(default_factory=dict)
+    _counted: tuple[float, int] = (0.0, 0)  # when pictures were last counted, and how many there were
 
     def run(self) -> None:
         """Work until every shard is there.
@@ -117,9 +117,9 @@ class Worker:
             self._report(0)
             while self._missing():
                 if not self._work_on_one():
-                    self._check_stopping()
                     time.sleep(self.poll)
                 self._report(0)
+                self._check_stopping()
             if self.plan.format == "npz":
                 self._join()
             self._log("end")
@@ -129,9 +129,10 @@ class Worker:
 
     def published(self) -> set[int]:
         """The shards that are whole."""
+        names = set(os.listdir(self.folder))
+        # Asked after the listing: shards go only when they are joined.
         if (self.folder / JOINED).exists():
             return set(range(self.plan.shards))
-        names = set(os.listdir(self.folder))
         return {i for i in range(self.plan.shards) if self.plan.name(i) in names}
 
     def done_pictures(self) -> int:
@@ -185,6 +186,9 @@ class Worker:
                     facts = {"first": span.start, "pictures": len(span), "seconds": seconds, "memory": memory}
                     self._log("shard", shard=shard, **facts)
             self.claims.clear(shard)
+        except FileNotFoundError:  # the run is complete, and somebody tidied up around us
+            if not self._is_published(shard):
+                raise
         finally:
             _remove(partial)
 
@@ -197,8 +201,10 @@ class Worker:
                 for i, pixels in enumerate(images, first):
                     subject = self.pictures.subject(i)
                     writer.add(Item(i, self.plan.seed + i, subject, pixels))
-                self._report(first + len(images) - span.start)
-                self._check_stopping()
+                done = first + len(images) - span.start
+                self._report(done)
+                if done < len(span):
+                    self._check_stopping()
                 if self._is_published(shard):
                     writer.abandon()
                     return False
@@ -280,7 +286,10 @@ class Worker:
     # ------------------------------------------------------------------ telling
 
     def _report(self, ours: int) -> None:
-        done, seconds = self.done_pictures() + ours, time.monotonic() - self._began
+        now = time.monotonic()
+        if ours == 0 or now - self._counted[0] > COUNT:
+            self._counted = now, self.done_pictures()
+        done, seconds = self._counted[1] + ours, now - self._began
         rate = (done - self._first) / seconds if seconds > 0 else 0.0
         self.report(Progress(min(done, self.plan.count), self.plan.count, rate))
 
