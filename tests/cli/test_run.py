@@ -108,15 +108,17 @@ def test_without_a_count_every_line_is_drawn_once(nextscale: Command, model: Pat
     assert (tmp_path / "run" / "samples.npz").exists()
 
 
-def test_prompts_from_a_file(nextscale: Command, text_model: Path, tmp_path: Path):
-    (tmp_path / "prompts.txt").write_text("a red fox\na blue bird in the sky\nfox\n")
+@pytest.mark.parametrize("family", ["infinity", "hart"])
+def test_prompts_from_a_file(
+    nextscale: Command, text_model: Path, hart_model: Path, tmp_path: Path, family: str
+):
+    prompts = ["a red fox", "a blue bird in the sky", "a fox"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    chosen = {"infinity": text_model, "hart": hart_model}[family]
+    command = ["generate", "-m", chosen, "--prompts", "prompts.txt", "--count", "5", "--format", "parquet"]
     for batch in ("2", "16"):
-        nextscale(
-            "generate", "-m", text_model, "--prompts", "prompts.txt", "--count", "5", "--out", f"run{batch}",
-            "--format", "parquet", "--batch-size", batch,
-        )  # fmt: skip
-    found = list(read_run(tmp_path / "run2"))
-    assert [item.subject for item in found][2:4] == ["fox", "a red fox"]
+        nextscale(*command, "--out", f"run{batch}", "--batch-size", batch)
+    assert [item.subject for item in read_run(tmp_path / "run2")] == [*prompts, *prompts[:2]]
     assert files(tmp_path / "run2") == files(tmp_path / "run16")
 
 

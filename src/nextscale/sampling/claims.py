@@ -45,13 +45,11 @@ def worker_name() -> str:
 
 
 def machine() -> str:
-    """Equal for processes under one kernel, also in different containers; empty where that cannot be
-    known.
-    """
+    """Equal for processes under one kernel, also in different containers; another one elsewhere."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+    except OSError:  # no Linux, so no containers of it either: a name is enough
+        return f"{platform.system()} {platform.node()}"
 
 
 @dataclass
@@ -192,7 +190,7 @@ def _lock_is_free(path: Path) -> bool:
 
     Locks of other machines are not relied on, as some network file systems keep them to themselves.
     """
-    if fcntl is None or not machine():
+    if fcntl is None:
         return False
     try:
         with path.open("rb") as file:

@@ -83,8 +83,9 @@ class _Watch:
                 f"picture {picture}; the weights may be damaged, or the dtype too small for them "
                 f"(--dtype float32)"
             )
-        for digest, logits in zip(self.digests, info.guided.cpu(), strict=False):
-            digest.update(logits.contiguous().numpy())
+        if self.digests:
+            for digest, logits in zip(self.digests, info.guided.cpu(), strict=False):
+                digest.update(logits.contiguous().numpy())
 
 
 def to_uint8(images: Tensor) -> Any:
