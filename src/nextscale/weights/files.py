@@ -60,7 +60,7 @@ def read_json(path: Path) -> Any:
         if path.stat().st_size > MAX_JSON:
             raise CheckpointError(f"{str(path)!r} is larger than {MAX_JSON >> 20} MiB; no such file is")
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, CheckpointError):
         raise
     except RecursionError:
         raise CheckpointError(f"{str(path)!r} is not usable: its JSON is nested too deeply") from None

@@ -152,7 +152,9 @@ def _check_counts(config: Mapping[str, Any], tensors: int, path: Path) -> None:
     Such a model need not be built to see that it does not fit, and a billion layers could not be.
     """
     for name, value in config.items():
-        is_count = name.endswith(("depth", "blocks", "layers")) and isinstance(value, (int, float))
+        is_count = name.endswith(("depth", "blocks", "layers", "quant_resi")) and isinstance(
+            value, (int, float)
+        )
         number = value if is_count else len(value) if isinstance(value, (list, str)) else 0
         if number > tensors:
             raise CheckpointError(
