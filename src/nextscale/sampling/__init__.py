@@ -1,3 +1,1 @@
-"""Sampling runs: many pictures, drawn by any number of processes into one folder, that survive being
-stopped.
-"""
+"""Sampling runs: many pictures in a folder, by any number of processes, however often they are stopped."""

@@ -92,9 +92,7 @@ class Claims:
     _seen: dict[tuple[int, int], _Seen] = field(default_factory=dict)
 
     def take(self, number: int) -> Claim | None:
-        """Claim a piece that nobody has, or whose owner is gone or slow; ``None`` while somebody works on
-        it.
-        """
+        """Claim a piece that nobody has, or whose owner is gone or slow; ``None`` if it is taken."""
         self.folder.mkdir(parents=True, exist_ok=True)
         generations = [g for n, g in self._existing() if n == number]
         latest = max(generations, default=-1)
@@ -132,8 +130,7 @@ class Claims:
             count = 1
             while not ended.wait(interval):
                 count += 1
-                # A time stamp takes no space on a full disk. The claim may be gone: somebody finished the
-                # piece.
+                # A time stamp takes no space on a full disk. The claim may be gone, if the piece is finished.
                 with contextlib.suppress(OSError):
                     os.utime(claim.path, ns=(count * 10**9, count * 10**9))
 

@@ -28,8 +28,7 @@ def write_header(member: IO[bytes], shape: tuple[int, ...]) -> None:
 
 
 class NpzWriter:
-    """Pictures as ``arr_0``, uint8 ``[N, H, W, 3]``, one by one, and their classes as ``arr_1``, int64
-    ``[N]``.
+    """Pictures one by one as ``arr_0``, uint8 ``[N, H, W, 3]``, and their classes as ``arr_1``, int64.
 
     count: N, which the header needs beforehand. size: ``(height, width)``.
     """

@@ -1,6 +1,4 @@
-"""What a sampling run is: a manifest that every process of it reads, and that no other run can be mixed
-with.
-"""
+"""What a sampling run is: a manifest that all its processes read, and that keeps other runs out."""
 
 from __future__ import annotations
 

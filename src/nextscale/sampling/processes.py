@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from nextscale.nn.placement import place
 
 @dataclass(frozen=True)
 class Processes:
-    """A process among ``count``. rank: its number, from 0. device: what the launcher gave it; ``None``
-    without.
+    """A process among ``count``.
+
+    rank: its number, from 0. device: what the launcher gave it; ``None`` without one.
     """
 
     rank: int = 0
@@ -35,9 +37,7 @@ class Processes:
         return self.rank == 0
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their sums over all processes, in place. All must call this with the same
-        shapes.
-        """
+        """Replace tensors by their sums over all processes, which all call this with the same shapes."""
         self._together(tensors, "sum")
 
     def average(self, tensors: Sequence[Tensor]) -> None:
@@ -51,7 +51,7 @@ class Processes:
         from accelerate.utils import broadcast
 
         for tensor in tensors:
-            tensor.copy_(broadcast(tensor.detach().contiguous(), from_process=0))
+            tensor.copy_(broadcast(tensor.detach().to(self.device).contiguous(), from_process=0))
 
     @torch.no_grad()
     def _together(self, tensors: Sequence[Tensor], how: str) -> None:
@@ -61,10 +61,15 @@ class Processes:
 
         for dtype in {t.dtype for t in tensors}:  # one message each, however many tensors
             same = [t for t in tensors if t.dtype == dtype]
-            flat = reduce(torch.cat([t.detach().reshape(-1) for t in same]), reduction=how)
+            # Messages go from device to device; some tensors are kept in the memory of the processor.
+            flat = torch.cat([t.detach().reshape(-1).to(self.device) for t in same])
+            flat = reduce(flat, reduction=how)
             for tensor, part in zip(same, flat.split([t.numel() for t in same]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
+
+# How long processes wait for each other: one of them may be measuring what was trained so far.
+PATIENCE = timedelta(hours=2)
 
 _joined: ContextVar[Processes | None] = ContextVar("joined", default=None)
 
@@ -93,7 +98,8 @@ def joined(device: str | None = None) -> Iterator[Processes]:
         from accelerate import PartialState
     except ImportError:
         raise MissingDependencyError("several processes need accelerate; install nextscale[accel]") from None
-    state = PartialState(cpu=place(device or "auto").device.type == "cpu")
+    on_cpu = place(device or "auto").device.type == "cpu"
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     own = str(state.device) if device in (None, "auto", state.device.type) else device
     token = _joined.set(Processes(state.process_index, state.num_processes, own))
     try:

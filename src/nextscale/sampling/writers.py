@@ -1,7 +1,6 @@
 """Shards as files: WebDataset tar, parquet in the hub's layout, folders, and ADM npz.
 
-The same pictures give the same bytes, whenever and wherever: nothing in a file tells when it was made, or by
-whom.
+The same pictures give the same bytes, whenever and wherever: no file tells when it was made, or by whom.
 """
 
 from __future__ import annotations
@@ -84,9 +83,7 @@ def open_shard(plan: RunPlan, shard: int, path: Path) -> ShardWriter:
 
 
 class TarShard:
-    """A WebDataset: ``000000017.png``, ``000000017.json``, and ``.cls`` or ``.txt`` for the class or the
-    prompt.
-    """
+    """A WebDataset: ``000000017.png``, ``.json``, and ``.cls`` for the class or ``.txt`` for the prompt."""
 
     def __init__(self, plan: RunPlan, shard: int, path: Path) -> None:
         self.plan = plan
@@ -114,9 +111,7 @@ class TarShard:
 
 
 class ParquetShard:
-    """Rows as the hub's data sets have them: ``image`` (bytes and path), ``label`` or ``prompt``, index,
-    seed.
-    """
+    """Rows as the hub has them: ``image`` (bytes and path), ``label`` or ``prompt``, ``index``, ``seed``."""
 
     def __init__(self, plan: RunPlan, shard: int, path: Path) -> None:
         try:

@@ -70,10 +70,9 @@ class Team:
     ) -> tuple[Tensor, dict[str, Tensor], bool]:
         """Gradients of the whole batch, the same in all processes.
 
-        seed: of the iteration. loss_of: rows to their mean loss and what to log. stop: whether we were asked
-            to.
-        Returns the loss of the whole batch, what to log of our last part, and whether anybody was asked to
-        stop.
+        seed: of the iteration. loss_of: rows to their mean loss and what to log.
+        stop: whether this process was asked to.
+        Returns the loss of the whole batch, what to log of our last part, and whether any was asked to stop.
         """
         before = {name: value.clone() for name, value in self.state.items()}
         total, metrics = torch.zeros((), device=self._device), dict[str, Tensor]()
