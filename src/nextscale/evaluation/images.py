@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import DataError, InvalidArgumentError
+from nextscale.sampling.npz import IMAGES, entry, write_header
 
-IMAGES = "arr_0"
 PIECE = 250
 
 # What zipfile and numpy raise for damaged archives and headers.
@@ -164,26 +164,18 @@ def write_npz(
     try:
         with zipfile.ZipFile(partial, "w") as archive:
             if images is not None:
-                with archive.open(_entry(IMAGES, kind), "w", force_zip64=True) as member:
+                with archive.open(entry(IMAGES, kind), "w", force_zip64=True) as member:
                     _write_images(member, images, advance)
             for name, array in (arrays or {}).items():
-                with archive.open(_entry(name, kind), "w", force_zip64=True) as member:
+                with archive.open(entry(name, kind), "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _entry(name: str, kind: int) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: the same content gives the same file
-    entry.compress_type = kind
-    return entry
-
-
 def _write_images(member: Any, images: Images, advance: Advance) -> None:
-    shape = (len(images), *images.size, 3)
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(member, header)
+    write_header(member, (len(images), *images.size, 3))
     for piece in pieces(images):
         member.write(piece.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
         advance(len(piece))
