@@ -32,10 +32,11 @@ ALLOWED: dict[str, set[str]] = {
     "weights": BASE | {"guidance", "nn"},
     "families": MODEL,
     "integrations": BASE | {"guidance"},
-    "evaluation": MODEL,
-    "training": MODEL,
+    "sampling": MODEL,
+    "evaluation": MODEL | {"sampling"},
+    "training": MODEL | {"sampling"},
     "benchmark": MODEL,
-    "cli": MODEL | {"integrations", "evaluation", "training", "benchmark", "demo"},
+    "cli": MODEL | {"integrations", "sampling", "evaluation", "training", "benchmark", "demo"},
     "demo": MODEL | {"integrations", "evaluation", "training"},
 }
 
@@ -47,9 +48,9 @@ OWNED = {
     "rich": ("cli/*",),
     "gradio": ("demo/*",),
     "transformers": ("families/text*.py", "families/*/text*.py", "evaluation/dinov2.py"),
-    "accelerate": ("training/*",),
+    "accelerate": ("sampling/processes.py",),
     "datasets": ("training/*", "evaluation/*"),
-    "pyarrow": ("training/*", "evaluation/*"),
+    "pyarrow": ("training/*", "evaluation/*", "sampling/*"),
     "matplotlib": MEASURING,
     "scipy": (*MEASURING, "benchmark/*"),
     "tomllib": ("evaluation/sweep_file.py",),  # in Python from 3.11 on

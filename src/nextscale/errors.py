@@ -38,6 +38,10 @@ class TrainingError(NextscaleError, ArithmeticError):
     """A training run cannot go on: it diverged."""
 
 
+class SamplingError(NextscaleError, ArithmeticError):
+    """A sampling run cannot go on: its numbers are none."""
+
+
 class DataError(NextscaleError, ValueError):
     """Training or evaluation data cannot be read or has an unexpected layout."""
 

@@ -14,7 +14,7 @@ from nextscale.cli.models import ModelChoice
 from nextscale.cli.pictures import file_name, read_settings, save_png
 from nextscale.cli.request import Pictures, TokenCount, choose_pictures, describe, draw
 from nextscale.cli.sheets import Block, comparison
-from nextscale.cli.subjects import Encoded, Labels, Prompts, Typed, read_prompts, shorten, subjects_of
+from nextscale.cli.subjects import Encoded, Labels, Prompts, Typed, read_lines, shorten, subjects_of
 from nextscale.errors import InvalidArgumentError
 from nextscale.families.infinity.text import T5TextEncoder
 from nextscale.families.text import TextFeatures
@@ -260,10 +260,10 @@ def test_texts_are_encoded_once_and_the_encoder_is_freed(t5: Path):
 def test_prompts_come_from_arguments_options_and_files(tmp_path: Path, text_model: Path, model: Path):
     path = tmp_path / "p.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\n two \n")
-    assert read_prompts(path) == ["one", "two"]
+    assert read_lines(path, "--prompts", "prompt") == ["one", "two"]
     path.write_bytes(b"caf\xe9")
     with pytest.raises(InvalidArgumentError, match="not UTF-8"):
-        read_prompts(path)
+        read_lines(path, "--prompts", "prompt")
     texts = subjects_of(ModelChoice(str(text_model)).load("cpu"))
     assert isinstance(texts, Prompts) and texts.read(Typed(("a",), ("b", "c"))) == ["a", "b", "c"]
     labels = subjects_of(ModelChoice(str(model)).load("cpu"))

@@ -15,8 +15,9 @@ from nextscale.errors import CheckpointError, DataError, InvalidArgumentError, M
 from nextscale.evaluation.dinov2 import DINOv2Space, standardised
 from nextscale.evaluation.features import SPACES, FeatureSpace, open_space, resize_clean
 from nextscale.evaluation.inception import Inception, resize_tensorflow1
-from nextscale.evaluation.provenance import file_digest, weights_digest
+from nextscale.evaluation.provenance import file_digest
 from nextscale.evaluation.recognition import load_classifier, recognised
+from nextscale.weights.digest import weights_digest
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,6 @@ from nextscale.evaluation.runner import (
     PipelineImages,
     Result,
     generated_shards,
-    pipeline_digest,
     plan,
     plan_samples,
     run,
@@ -34,6 +35,7 @@ from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTok
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
 from nextscale.families.words import WordEncoder
 from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.weights.digest import pipeline_digest
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +290,43 @@ def test_reports(pipe: VARPipeline, space: FeatureSpace, reference: Reference, t
     result.figures.details["odd"] = np.nan
     write_result(result, file, heading="tiny")
     assert json.loads(file.read_text())["details"]["odd"] is None
+
+
+def test_several_processes_fill_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each file is made once, whoever makes it, and whoever is done first waits for the others."""
+    monkeypatch.setattr(shards_module, "SHARD", 4)
+    monkeypatch.setattr(shards_module, "POLL", 0.01)
+    space = open_space("pixels")
+    pixels = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)
+
+    def images(mark: str) -> CalledImages:
+        def batch(rows: list[int]) -> Tensor:
+            (tmp_path / f"{mark}-{rows[0]}-{time.monotonic_ns()}").touch()
+            return pixels[rows]
+
+        return CalledImages(batch, 30, (32, 32))
+
+    def fill(mark: str) -> None:
+        shards = Shards(tmp_path / "work", 30)
+        heard: list[int] = []
+        shards.fill(images(mark), space, batch_size=2, advance=heard.append)
+        assert len(shards) == 30
+        assert sum(heard) <= 30  # others may have made some before we looked
+
+    others = []
+    for mark in "ab":
+        pid = os.fork()
+        if pid == 0:
+            try:
+                fill(mark)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        others.append(pid)
+    fill("c")
+    assert [os.waitpid(pid, 0)[1] for pid in others] == [0, 0]
+    assert len(list(tmp_path.glob("?-*"))) == 15
+    assert not (tmp_path / "work" / ".claims").exists()
+    alone = Shards(tmp_path / "alone", 30)
+    alone.fill(images("alone"), space, batch_size=2)
+    assert torch.equal(alone.rows("features", 0, 30), Shards(tmp_path / "work", 30).rows("features", 0, 30))

@@ -138,7 +138,7 @@ def test_damaged_folders(folder: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is not the index of a sharded checkpoint"),
+        ("{", "is not JSON"),
         ("[]", "is not the index of a sharded checkpoint"),
         ("{}", "is not the index .*weight_map"),
         ('{"weight_map": 3}', "is not the index of a sharded checkpoint"),

@@ -11,6 +11,7 @@ import typer
 
 from nextscale.cli import options, pictures, request
 from nextscale.cli.help import NAMES, Command
+from nextscale.cli.launch import join_launch
 from nextscale.cli.models import ModelOptions
 from nextscale.cli.progress import drawing, note, working
 from nextscale.cli.request import DrawingOptions, SSGOptions
@@ -187,6 +188,7 @@ def evaluate(
     work, choice = files.work or target.parent / WORK, model.choice()
     drawn = {"--ssg": ssg, "--model": choice, "--save-images": files.save_images}
     what.check_samples({**drawn, **{options.flag(k): True for k in {**spatial.given(), **shape.given()}}})
+    processes, model = join_launch(model)
     if what.samples is not None:
         task = _samples_task(what.samples, preset, ruler, model.device)
     else:
@@ -197,6 +199,9 @@ def evaluate(
             arguments = request.call_arguments(pipe, {**preset.sampling, **given}, {})
             arguments["ssg"] = request.with_model_default(pipe, guidance)
         task = _model_task(pipe, arguments, what, preset, ruler, model.device)
+    if not processes.is_main:
+        task.help(work, keep=files.save_images is not None)
+        return
     result = task.run(work, files.save_images)
     published = _published(preset, result.protocol)
     write_result(result, target, heading=_heading(result.protocol), preset=preset.name, published=published)
@@ -247,6 +252,15 @@ class Task:
                 protocol, self.images, self.space, work, batch_size=batch, keep=keep, advance=advance
             )
         return self._conclude(generated, work)
+
+    def help(self, work: Path, *, keep: bool) -> None:
+        """Draw a share of the pictures for the process that concludes. keep: whether pixels are wanted."""
+        from nextscale.evaluation.runner import generated_shards
+        from nextscale.evaluation.shards import SHARD
+
+        size = min(self.batch_size, SHARD)
+        shards = generated_shards(self.protocol, work)
+        shards.fill(self.images, self.space, batch_size=size, keep_images=keep)
 
     def _conclude(self, generated: Shards, work: Path) -> Result:
         from nextscale.evaluation.runner import conclude, device_of, reference_shards

@@ -13,6 +13,7 @@ from nextscale.cli.help import NAMES, Command
 from nextscale.cli.models import ModelOptions
 from nextscale.cli.progress import drawing, working
 from nextscale.cli.request import DrawingOptions, Pictures, SSGOptions
+from nextscale.cli.run import RunOptions, sample
 from nextscale.cli.setup import CountOptions, FileOptions, Job, prepare
 from nextscale.cli.subjects import SubjectOptions, Subjects
 
@@ -34,6 +35,9 @@ nextscale generate volcano "red panda" --model FoundationVision/var --depth 16
 nextscale generate 3 --transformer var_d16.pth --tokenizer vae_ch160v4096z32.pth
 nextscale generate --model FoundationVision/Infinity --variant 2b --prompt "a lighthouse at dawn"
 nextscale generate --model my-infinity --prompts prompts.txt --aspect-ratio 16:9 --ssg 0.6
+nextscale generate --count 50000 --ssg 0.6 --out samples
+nextscale generate --labels labels.txt --count 1000000 --out samples --format parquet
+torchrun --nproc-per-node 8 -m nextscale generate --count 50000 --format npz --out samples
 """
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -79,13 +83,20 @@ def generate(
         ),
     ] = None,
     files: FileOptions,
+    run: RunOptions,
     model: ModelOptions,
 ) -> None:
     """Make pictures of the given classes, or of prompts.
 
-    The file is a PNG that holds every setting and seed; --from makes it again.
+    The file is a PNG that holds every setting and seed; --from makes it again. With --out, any number of
+    pictures as shards in a folder, by any number of processes; a run that was stopped goes on when the same
+    command is given again.
     """
     options.require_positive({"--columns": columns})
+    if run.wanted():
+        run.refuse({"--output": output, "--columns": columns, **files.options()})
+        sample(run, subjects, ssg, spatial, how_many, shape, model)
+        return
     typed = subjects.typed()
     setup = prepare(COMMAND, DEFAULT_NAME, output, files, model, how_many)
     with working(f"loading {setup.choice}"):

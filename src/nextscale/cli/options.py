@@ -176,7 +176,8 @@ Seed = Annotated[
     ),
 ]
 Count = Annotated[
-    int | None, _option(_DRAW, "--count", "-n", metavar="N", help="Pictures per label or prompt.")
+    int | None,
+    _option(_DRAW, "--count", "-n", metavar="N", help="Pictures per label or prompt; with --out, in all."),
 ]
 GuidanceScale = Annotated[
     str | None,

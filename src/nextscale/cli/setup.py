@@ -43,6 +43,10 @@ class FileOptions:
     from_: options.From = None
     zoom: options.Zoom = None
 
+    def options(self) -> dict[str, Any]:
+        """By the names they are typed with."""
+        return {"--separate": self.separate, "--from": self.from_, "--zoom": self.zoom}
+
 
 @dataclass(frozen=True)
 class Setup:

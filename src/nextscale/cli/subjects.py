@@ -45,7 +45,7 @@ class SubjectOptions:
 
     def typed(self) -> Typed:
         """Raises InvalidArgumentError if the file of prompts cannot be read or holds none."""
-        from_file = read_prompts(self.prompts) if self.prompts is not None else []
+        from_file = read_lines(self.prompts, "--prompts", "prompt") if self.prompts is not None else []
         return Typed(tuple(self.words or ()), (*(self.prompt or ()), *from_file))
 
 
@@ -60,19 +60,19 @@ class Typed:
         return bool(self.words or self.prompts)
 
 
-def read_prompts(path: Path) -> list[str]:
-    """A prompt per line; empty lines are skipped.
+def read_lines(path: Path, option: str, what: str) -> list[str]:
+    """A class or prompt per line; empty lines are skipped.
 
-    Raises InvalidArgumentError if there is none, or the file cannot be read as UTF-8.
+    Raises InvalidArgumentError, naming the option, if there is none, or the file cannot be read as UTF-8.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InvalidArgumentError(f"--prompts: cannot read {str(path)!r}: {reason}") from None
+        raise InvalidArgumentError(f"{option}: cannot read {str(path)!r}: {reason}") from None
     found = [line.strip() for line in lines if line.strip()]
     if not found:
-        raise InvalidArgumentError(f"--prompts: {str(path)!r} holds no prompt; write one on every line")
+        raise InvalidArgumentError(f"{option}: {str(path)!r} holds no {what}; write one on every line")
     return found
 
 

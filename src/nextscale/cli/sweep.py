@@ -12,6 +12,7 @@ import typer
 from nextscale.cli import options, pictures, request
 from nextscale.cli.evaluate import check_model
 from nextscale.cli.help import NAMES, Command
+from nextscale.cli.launch import join_launch
 from nextscale.cli.models import ModelChoice, ModelOptions
 from nextscale.cli.progress import drawing, note, working
 from nextscale.cli.ruler import PANEL, BatchSize, RulerOptions, option
@@ -140,7 +141,12 @@ def sweep(
         plan = plan.with_sets(what.sets)
     if chosen is not None:
         check_axes(plan.axes, chosen)
+    processes, model = join_launch(model)
     job = _open(plan, what, ruler, model, output)
+    if not processes.is_main:
+        if not files.dry_run:
+            job.help()
+        return
     left = job.pictures_left()
     print(f"{file.name}: {job.summary()}; {left:,} pictures to draw")
     if files.dry_run:
@@ -187,6 +193,16 @@ class Job:
         cells, sets = len(self.sweep.cells), len(self.sweep.seeds)
         images = self.measurements[0].protocol.images
         return f"{_count(cells, 'cell')}, {_count(sets, 'set')} of {images:,} pictures each"
+
+    def help(self) -> None:
+        """Draw a share of the pictures for the process that writes results."""
+        from nextscale.evaluation.runner import PipelineImages, generated_shards
+        from nextscale.evaluation.shards import SHARD
+
+        size = min(self.batch_size, SHARD)
+        for one in self.missing():
+            shards = generated_shards(one.protocol, self.output / WORK)
+            shards.fill(PipelineImages(self.pipe, one.protocol), self.space, batch_size=size)
 
     def measure(self, left: int) -> None:
         """Everything that is missing; a line and a new table after every measurement."""

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from nextscale.cli.help import NAMES, Command, Group
 from nextscale.cli.pictures import check_folder
 from nextscale.cli.progress import TrainingBar, TrainingLines, note, on_terminal
 from nextscale.errors import InvalidArgumentError, NextscaleError
+
+if TYPE_CHECKING:
+    from nextscale.sampling.processes import Processes
 
 DATA_HELP = "A folder of pictures, a parquet file or a folder of them, or a datasets id."
 FILES = {
@@ -90,7 +93,13 @@ def _setting(name: str, metavar: str, help: str) -> Any:
 
 
 Images = Annotated[int | None, _setting("--images", "N", "Pictures to see in all, repeats included.")]
-BatchSize = Annotated[int | None, _setting("--batch-size", "N", "Pictures per iteration.")]
+BatchSize = Annotated[
+    int | None, _setting("--batch-size", "N", "Pictures per iteration, of all processes together.")
+]
+Accumulate = Annotated[
+    int | None,
+    _setting("--accumulate", "N", "Parts of a batch that are computed one after another, to save memory."),
+]
 Rate = Annotated[float | None, _setting("--lr", "X", "Peak learning rate.")]
 Dtype = Annotated[str | None, _setting("--dtype", "NAME", "Autocast: auto, float32 or bfloat16.")]
 Seed = Annotated[int | None, _setting("--seed", "N", "Of everything random.")]
@@ -127,6 +136,7 @@ def tokenizer(
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
     lr: Rate = None,
     dtype: Dtype = None,
     seed: Seed = None,
@@ -137,7 +147,7 @@ def tokenizer(
     Reports reconstruction error per scale, and how well the codebook or the bits are used.
     """
     options.require_positive({"--size": size})
-    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, device)
+    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
     _train("tokenizer", data, output, size=size, **settings)
 
 
@@ -170,6 +180,7 @@ def transformer(
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
     lr: Rate = None,
     dtype: Dtype = None,
     seed: Seed = None,
@@ -180,7 +191,7 @@ def transformer(
     The recipe must be of the tokenizer's kind: both with -bits, or both without. With bits the prompts are
     captions made from the names of the classes.
     """
-    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, device)
+    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
     _train("transformer", data, output, tokenizer=tokenizer, initial=initial, **settings)
 
 
@@ -197,13 +208,14 @@ def classifier(
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
+    accumulate: Accumulate = None,
     lr: Rate = None,
     dtype: Dtype = None,
     seed: Seed = None,
     device: Device = "auto",
 ) -> None:
     """Train the small classifier that measures pictures."""
-    settings = _settings(recipe, held_out, resume, images, batch_size, lr, dtype, seed, device)
+    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
     _train("classifier", data, output, **settings)
 
 
@@ -213,6 +225,7 @@ def _settings(
     resume: bool,
     images: int | None,
     batch_size: int | None,
+    accumulate: int | None,
     lr: float | None,
     dtype: str | None,
     seed: int | None,
@@ -225,6 +238,7 @@ def _settings(
         resume=resume,
         images=images,
         batch_size=batch_size,
+        accumulate=accumulate,
         lr=lr,
         dtype=dtype,
         seed=seed,
@@ -238,12 +252,14 @@ def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
         raise InvalidArgumentError(f"{str(folder)!r} is a file; --output takes a folder")
     if output is not None:
         check_folder(_nearest_folder(folder))
+    from nextscale.sampling.processes import joined
     from nextscale.training import recipes
 
     run: Callable[..., Any] = getattr(recipes, f"train_{kind}")
     try:
-        with _reporter(f"training the {kind}") as report:
-            run(data, folder, report=report, **arguments)
+        with joined(arguments["device"]) as processes, _reporter(f"training the {kind}", processes) as report:
+            device = processes.device or arguments["device"]
+            run(data, folder, report=report, **{**arguments, "device": device})
     except KeyboardInterrupt:
         if (folder / "checkpoint.pt").exists():
             note("stopped; the same command goes on from the last checkpoint")
@@ -252,6 +268,8 @@ def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
         with contextlib.suppress(OSError):  # what the failed start left: folders without files
             folder.rmdir()
         raise
+    if not processes.is_main:
+        return
     print(f"{folder}: the {kind} is trained")
     for name in sorted(p.name for p in folder.iterdir()):
         if name in FILES or name == kind:
@@ -264,5 +282,7 @@ def _nearest_folder(path: Path) -> Path:
     return path if path.exists() else _nearest_folder(path.parent)
 
 
-def _reporter(text: str) -> AbstractContextManager[Any]:
+def _reporter(text: str, processes: Processes) -> AbstractContextManager[Any]:
+    if not processes.is_main:
+        return contextlib.nullcontext(lambda record, step, total: None)
     return TrainingBar(text) if on_terminal() else contextlib.nullcontext(TrainingLines())

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nextscale.errors import CheckpointError, MissingDependencyError
 from nextscale.evaluation.features import FeatureSpace
-from nextscale.evaluation.provenance import weights_digest
 from nextscale.nn.placement import place
+from nextscale.weights.digest import weights_digest
 from nextscale.weights.hub import download
 
 LARGE = "facebook/dinov2-large"  # what published values of FD-DINOv2 are of

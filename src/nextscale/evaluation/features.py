@@ -20,8 +20,9 @@ from torch import Tensor
 
 from nextscale.errors import DataError, InvalidArgumentError
 from nextscale.evaluation.inception import SHA256, SIDE, load_inception, resize_tensorflow1
-from nextscale.evaluation.provenance import Report, silent, weights_digest
+from nextscale.evaluation.provenance import Report, silent
 from nextscale.evaluation.recognition import CLASSIFIER, load_classifier
+from nextscale.weights.digest import weights_digest
 
 SPACES = (CLASSIFIER, "inception", "inception-clean", "pixels", "dinov2")
 MOST_PIXELS = 64 * 64

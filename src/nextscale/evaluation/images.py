@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
+import textwrap
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +23,15 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import DataError, InvalidArgumentError
+from nextscale.sampling.npz import IMAGES, entry, write_header
 
-IMAGES = "arr_0"
 PIECE = 250
+
+# What zipfile and numpy raise for damaged archives and headers.
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, EOFError, OSError),
+    *(ValueError, SyntaxError, RuntimeError, struct.error),  # NotImplementedError is a RuntimeError
+)
 
 Advance = Callable[[int], None]
 
@@ -74,7 +84,11 @@ class NpzImages:
             raise DataError(
                 f"{self.path.name} has no {IMAGES}: it holds no pictures, only {_members(self._archive)}"
             )
-        self._stream = self._archive.open(f"{IMAGES}.npy")
+        try:
+            self._stream = self._archive.open(f"{IMAGES}.npy")
+        except DAMAGE as error:
+            reason = textwrap.shorten(str(error), 200, placeholder=" …")
+            raise DataError(f"{self.path.name} is damaged: {reason}") from None
         shape, fortran, dtype = _header(self._stream, self.path.name)
         if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or fortran or shape[0] == 0:
             order = ", in Fortran order" if fortran else ""
@@ -95,8 +109,9 @@ class NpzImages:
             if self._stream.tell() != self._start + start * each:
                 self._stream.seek(self._start + start * each)
             data = self._stream.read((stop - start) * each)
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise DataError(f"{self.path.name} is damaged: {error}") from None
+        except DAMAGE as error:
+            reason = textwrap.shorten(str(error), 200, placeholder=" …")
+            raise DataError(f"{self.path.name} is damaged: {reason}") from None
         if len(data) != (stop - start) * each:
             raise DataError(f"{self.path.name} ends before picture {stop}; it was not written completely")
         return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, h, w, 3).permute(0, 3, 1, 2)
@@ -125,7 +140,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             if name != IMAGES:
                 try:
                     arrays[name] = file[name]
-                except (ValueError, zipfile.BadZipFile, OSError) as error:
+                except DAMAGE as error:
                     raise DataError(f"{path.name}: {name} cannot be read: {error}") from None
     return arrays
 
@@ -149,26 +164,18 @@ def write_npz(
     try:
         with zipfile.ZipFile(partial, "w") as archive:
             if images is not None:
-                with archive.open(_entry(IMAGES, kind), "w", force_zip64=True) as member:
+                with archive.open(entry(IMAGES, kind), "w", force_zip64=True) as member:
                     _write_images(member, images, advance)
             for name, array in (arrays or {}).items():
-                with archive.open(_entry(name, kind), "w", force_zip64=True) as member:
+                with archive.open(entry(name, kind), "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _entry(name: str, kind: int) -> zipfile.ZipInfo:
-    entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: the same content gives the same file
-    entry.compress_type = kind
-    return entry
-
-
 def _write_images(member: Any, images: Images, advance: Advance) -> None:
-    shape = (len(images), *images.size, 3)
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(member, header)
+    write_header(member, (len(images), *images.size, 3))
     for piece in pieces(images):
         member.write(piece.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
         advance(len(piece))
@@ -178,7 +185,7 @@ def open_npz(path: Path) -> zipfile.ZipFile:
     """The archive. Raises DataError if there is none."""
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except DAMAGE as error:
         raise DataError(f"cannot read {str(path)!r} as an .npz file: {error}") from None
 
 
@@ -190,8 +197,9 @@ def _header(stream: Any, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any
             (2, 0): np.lib.format.read_array_header_2_0,
         }
         return readers[version](stream)
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{name}: {IMAGES} has an unknown header: {error}") from None
+    except (*DAMAGE, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{name}: {IMAGES} has an unknown header: {reason}") from None
 
 
 def _members(archive: zipfile.ZipFile) -> str:

@@ -21,15 +21,15 @@ from nextscale.errors import InvalidArgumentError
 from nextscale.evaluation.blur import METRIC_SIGMAS, blurred, detail_fractions
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.protocol import Rounding, to_uint8
-from nextscale.evaluation.provenance import text_digest
 from nextscale.evaluation.residual import BETAS, ResidualObserver
-from nextscale.evaluation.runner import described, pipeline_digest
+from nextscale.evaluation.runner import described
 from nextscale.evaluation.shards import Shards
 from nextscale.evaluation.spectra import AmplitudeRule, log_profile
 from nextscale.generation.loop import StepInfo
 from nextscale.generation.request import default_ssg
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.scales import Grid
+from nextscale.weights.digest import pipeline_digest, text_digest
 
 AMPLITUDE = "features"  # what shards count their rows by
 DETAIL, LATENT, RESIDUAL, SATURATION = "detail", "latent", "residual", "saturation"

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.evaluation.metrics import ADM_BLOCK
-from nextscale.evaluation.provenance import text_digest
 from nextscale.evaluation.recognition import CLASSIFIER
 from nextscale.generation.request import SEED_LIMIT
+from nextscale.weights.digest import text_digest
 
 Rounding = Literal["round", "truncate"]
 FORMAT = 1  # raised when a figure of the same name would come out differently

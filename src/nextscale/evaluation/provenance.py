@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from nextscale import __version__
 from nextscale.errors import CheckpointError, ModelNotFoundError
@@ -35,23 +34,6 @@ def file_digest(path: str | Path) -> str:
     with Path(path).open("rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-    return digest.hexdigest()
-
-
-def text_digest(text: str) -> str:
-    """SHA-256 of a text, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def weights_digest(module: nn.Module) -> str:
-    """SHA-256 of a module's tensors: names, types, shapes and bytes, in the order of the names.
-
-    It does not depend on the file, its format or the device.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

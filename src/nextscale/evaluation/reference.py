@@ -25,7 +25,6 @@ from torch import Tensor
 from nextscale.errors import DataError, InvalidArgumentError, warn
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.images import (
-    IMAGES,
     Advance,
     Images,
     NpzImages,
@@ -38,6 +37,7 @@ from nextscale.evaluation.images import (
 from nextscale.evaluation.moments import Gaussian, Moments
 from nextscale.evaluation.provenance import file_digest
 from nextscale.evaluation.shards import Shards
+from nextscale.sampling.npz import IMAGES
 
 EMBEDDED = ("cifar10-test",)
 STATISTICS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nextscale import __version__
 from nextscale.errors import InvalidArgumentError
@@ -18,12 +18,13 @@ from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.figures import Figures, measure
 from nextscale.evaluation.images import Advance, Images, NpzImages, unheard, write_npz
 from nextscale.evaluation.protocol import Protocol, Rounding, Rules, to_uint8
-from nextscale.evaluation.provenance import file_digest, text_digest, versions, weights_digest
+from nextscale.evaluation.provenance import file_digest, versions
 from nextscale.evaluation.reference import Reference, measure_reference
 from nextscale.evaluation.shards import SHARD, ShardImages, Shards
 from nextscale.families.var.pipeline import VARPipeline
 from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.weights.digest import pipeline_digest, text_digest
 
 # What a pipeline reports of its settings that is no setting: it stands elsewhere in a protocol, or nowhere.
 _NOT_SAMPLING = ("nextscale", "family", "model", "labels", "prompts", "seeds", "given_tokens", "tile")
@@ -181,13 +182,6 @@ def check_fit(size: tuple[int, int], space: FeatureSpace, reference: Reference |
 def described(space: FeatureSpace) -> dict[str, Any]:
     """A feature space in a protocol."""
     return {**space.description(), "classes": space.classes, "dtype": "float32"}
-
-
-def pipeline_digest(pipe: VARPipeline) -> str:
-    """SHA-256 over the digests of all the networks a pipeline holds."""
-    parts = sorted((name, part) for name, part in vars(pipe).items() if isinstance(part, nn.Module))
-    text = " ".join(f"{name} {weights_digest(part)}" for name, part in parts)
-    return text_digest(text)
 
 
 def generated_shards(protocol: Protocol, work: Path) -> Shards:

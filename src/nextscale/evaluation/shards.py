@@ -1,11 +1,12 @@
 """Features on disk, in files of a fixed number of pictures, so that a long run can be stopped at any time.
 
-A file appears when it is whole. Pictures are made in the same batches whether or not a run was interrupted,
-so an interrupted one ends with the same files.
+A file appears when it is whole, and several processes may fill one folder. Pictures are made in the same
+batches whether or not a run was interrupted, so an interrupted one ends with the same files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -20,9 +21,12 @@ from nextscale.errors import DataError
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.images import Advance, Images, unheard
 from nextscale.generation.request import spans
+from nextscale.sampling.claims import Claims
 
 SHARD = 200  # pictures per file
 PIXELS = "images"
+CLAIMS = ".claims"  # a folder among the files, in which processes say what they work on
+POLL = 0.5  # seconds between looks at what others do
 
 
 class Shards:
@@ -52,17 +56,36 @@ class Shards:
         keep_images: bool = False,
         advance: Advance = unheard,
     ) -> None:
-        """Compute what is missing. ``advance`` hears of every batch how many pictures it was.
+        """Compute what is missing, together with whoever does the same in this folder, and wait for the rest.
 
+        ``advance`` hears of every batch how many pictures it was, and of the files that others made.
         batch_size: pictures asked for at once. keep_images: store the pixels as well.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for index in range(self._files):
-            if self._done(index) == self._wanted(index) and not (
-                keep_images and not self._has(index, PIXELS)
-            ):
-                continue
-            self._compute(index, images, space, batch_size, keep_images, advance)
+        claims, told = Claims(self.folder / CLAIMS), set[int]()
+        missing = [i for i in range(self._files) if self._is_missing(i, keep_images)]
+        while missing:
+            worked = False
+            for index in missing:
+                with claims.hold(index) as ours:
+                    if ours and self._is_missing(index, keep_images):
+                        self._compute(index, images, space, batch_size, keep_images, advance)
+                        told.add(index)
+                        worked = True
+            there = [i for i in missing if not self._is_missing(i, keep_images)]
+            for index in there:
+                if index not in told:
+                    advance(self._wanted(index))
+            missing = [i for i in missing if i not in there]
+            if missing and not worked:
+                time.sleep(POLL)
+        with contextlib.suppress(OSError):  # others may still be at work, on more pictures
+            claims.folder.rmdir()
+
+    def _is_missing(self, index: int, keep_images: bool) -> bool:
+        if self._done(index) != self._wanted(index):
+            return True
+        return keep_images and not self._has(index, PIXELS)
 
     def _compute(
         self,

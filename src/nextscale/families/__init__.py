@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import reprlib
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
@@ -17,7 +19,7 @@ from typing import Any
 
 import torch
 
-from nextscale.errors import CheckpointError
+from nextscale.errors import CheckpointError, NextscaleError
 from nextscale.weights.layout import CONFIG, locate, read_config
 from nextscale.weights.official import is_sharded
 
@@ -32,7 +34,7 @@ def families() -> tuple[str, ...]:
 def pipeline_class(family: str) -> Any:
     """The pipeline class of a family. Raises CheckpointError, naming the known ones, for an unknown name."""
     if family not in families():
-        raise CheckpointError(f"unknown model family {family!r}; known: {', '.join(families())}")
+        raise CheckpointError(f"unknown model family {reprlib.repr(family)}; known: {', '.join(families())}")
     return import_module(f"{__name__}.{family}.pipeline").PIPELINE
 
 
@@ -68,7 +70,16 @@ def load_pretrained(
     Raises ModelNotFoundError or CheckpointError, naming what is wrong.
     """
     family = pretrained_family(name)
-    return pipeline_class(family).from_pretrained(name, device=device, dtype=dtype, **options)
+    try:
+        return pipeline_class(family).from_pretrained(name, device=device, dtype=dtype, **options)
+    except NextscaleError:
+        raise
+    # What a pipeline's constructor raises for values that its configuration cannot have.
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = textwrap.shorten(str(error), 200, placeholder=" …")
+        raise CheckpointError(
+            f"the {CONFIG} of {str(name)!r} holds values that no model of the family {family} has: {reason}"
+        ) from error
 
 
 def pretrained_options(family: str) -> set[str]:

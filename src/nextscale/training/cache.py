@@ -70,7 +70,7 @@ def cached(
                 tokens: Tensor = kept["tokens"]
                 return tokens
     tokens = encode_dataset(encode, data, flip=flip, report=report)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # several processes may be at it
     torch.save({"origin": origin, "tokens": tokens}, partial)
     os.replace(partial, path)
     return tokens

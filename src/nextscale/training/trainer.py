@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import math
 import os
 import pickle
-import signal
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -24,11 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import CheckpointError, InvalidArgumentError, TrainingError
+from nextscale.sampling.processes import Processes, joined
+from nextscale.sampling.signals import held_back
 from nextscale.training.data import batches
+from nextscale.training.log import LOG, Log
+from nextscale.training.parallel import Team
 from nextscale.training.schedule import learning_rate, weight_decay
 
 CHECKPOINT = "checkpoint.pt"
-LOG = "log.jsonl"
 MAX_SKIPPED = 100
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -68,6 +68,8 @@ class Task(Protocol[Model]):
 class TrainSettings:
     """How long and how fast to train; what to train is the task's business.
 
+    batch_size: examples per iteration, of all processes together.
+    accumulate: parts of a process's share that are computed one after another, to save memory.
     images: training examples to see in all, repeats included.
     optimizer: "adamw", or "sgd", stochastic gradient descent with Nesterov's momentum, whose weight decay is
         added to the gradient. Learning rates of the two have nothing in common.
@@ -80,6 +82,7 @@ class TrainSettings:
     """
 
     batch_size: int = 128
+    accumulate: int = 1
     images: int = 1_000_000
     lr: float = 1e-3
     shape: str = "cos"
@@ -98,7 +101,7 @@ class TrainSettings:
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "images", "lr", "log_every"):
+        for name in ("batch_size", "accumulate", "images", "lr", "log_every"):
             if not getattr(self, name) > 0:
                 raise InvalidArgumentError(f"{name} must be positive, got {getattr(self, name)!r}")
         if not 0 <= self.ema < 1:
@@ -142,61 +145,59 @@ def train(
     stop_after: iterations to do in this call, for tests and for running in portions.
     """
     output.mkdir(parents=True, exist_ok=True)
-    run = _Run.start(task, settings, output, resume=resume)
+    with joined() as processes:
+        run = _Run.start(task, settings, output, processes, resume=resume)
+        _iterate(run, report, stop_after)
+        if processes.is_main:
+            task.save(run.averaged, output)
+    return run.averaged
+
+
+def _iterate(run: _Run[Model], report: Reporter, stop_after: int | None) -> None:
+    task, settings = run.task, run.settings
     dtype = autocast_dtype(settings.dtype, run.device)
     task.model.train()
     until = run.total if stop_after is None else min(run.total, run.step + stop_after)
+
+    def loss_of(rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(run.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            return task.loss(rows, run.step, run.total)
+
     with (
-        contextlib.closing(_Log(output / LOG, run.step)) as log,
+        contextlib.closing(Log(run.output / LOG, run.step, run.is_main)) as log,
         torch.random.fork_rng(),
-        _signals_between_iterations() as stopped,
+        held_back() as caught,
     ):
         for rows in batches(task.num_examples, settings.batch_size, settings.seed, run.step):
             if run.step >= until:
                 break
-            torch.manual_seed(settings.seed * 1_000_003 + run.step)
-            with torch.autocast(run.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                loss, metrics = task.loss(rows, run.step, run.total)
-            if run.descend(loss):
-                task.after_step(run.step, run.total)
+            run.optimizer.zero_grad(set_to_none=True)
+            seed = settings.seed * 1_000_003 + run.step
+            loss, metrics, stopped = run.team.backward(rows, seed, loss_of, bool(caught))
+            if run.descend():
+                run.team.after_step(lambda: task.after_step(run.step, run.total))
             run.step += 1
-            if run.step % settings.log_every == 0 or run.step == until:
-                record = log.write(run.record(loss, metrics))
-                report(record, run.step, run.total)
-            if run.due("eval", settings.eval_minutes) or run.step == run.total:
-                record = log.write({"step": run.step, "eval": run.evaluate()})
-                report(record["eval"], run.step, run.total)
-            if run.due("checkpoint", settings.checkpoint_minutes) or run.step == until:
-                run.save()
+            if run.is_main:
+                _tell(run, log, report, loss, metrics, until)
+                # Alone, nobody needs to agree: a signal counts also while figures were computed.
+                stopped = stopped or (run.team.processes.count == 1 and bool(caught))
+                if stopped or run.due("checkpoint", settings.checkpoint_minutes) or run.step == until:
+                    run.save()
             if stopped:
-                run.save()
                 raise KeyboardInterrupt
-    task.save(run.averaged, output)
-    return run.averaged
 
 
-@contextlib.contextmanager
-def _signals_between_iterations() -> Iterator[list[int]]:
-    """Hold back Ctrl-C and SIGTERM until an iteration is whole; a second one acts at once.
-
-    Yields a list that is no longer empty once one came. Only the main thread can do this.
-    """
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def hold(number: int, frame: object) -> None:
-        if caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _tell(
+    run: _Run[Model], log: Log, report: Reporter, loss: Tensor, metrics: dict[str, Tensor], until: int
+) -> None:
+    """What the log and people hear of an iteration."""
+    settings = run.settings
+    if run.step % settings.log_every == 0 or run.step == until:
+        record = log.write(run.record(loss, metrics))
+        report(record, run.step, run.total)
+    if run.due("eval", settings.eval_minutes) or run.step == run.total:
+        record = log.write({"step": run.step, "eval": run.evaluate()})
+        report(record["eval"], run.step, run.total)
 
 
 def autocast_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -221,6 +222,7 @@ class _Run(Generic[Model]):
     task: Task[Model]
     settings: TrainSettings
     output: Path
+    team: Team
     averaged: Model
     optimizer: torch.optim.Optimizer
     step: int = 0
@@ -232,11 +234,22 @@ class _Run(Generic[Model]):
     last: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, task: Task[Model], settings: TrainSettings, output: Path, *, resume: bool) -> _Run[Model]:
+    def start(
+        cls,
+        task: Task[Model],
+        settings: TrainSettings,
+        output: Path,
+        processes: Processes,
+        *,
+        resume: bool,
+    ) -> _Run[Model]:
+        team = Team(processes, settings.accumulate, task.model, task.state)
+        team.check(settings.batch_size)
         averaged = copy.deepcopy(task.model).eval().requires_grad_(False)
-        run = cls(task, settings, output, averaged, _optimizer(task.model, settings))
+        run = cls(task, settings, output, team, averaged, _optimizer(task.model, settings))
         if resume and (output / CHECKPOINT).exists():
             run.load()
+        team.begin(run.step)
         run.first_step = run.step
         return run
 
@@ -245,11 +258,16 @@ class _Run(Generic[Model]):
         return self.settings.total_steps
 
     @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to people."""
+        return self.team.processes.is_main
+
+    @property
     def device(self) -> torch.device:
         return next(self.task.model.parameters()).device
 
-    def descend(self, loss: Tensor) -> bool:
-        """One optimiser step; False when the loss is not finite and the batch was skipped."""
+    def descend(self) -> bool:
+        """One optimiser step; False when the gradient is not finite and the batch was skipped."""
         s = self.settings
         rate = learning_rate(
             self.step,
@@ -263,8 +281,6 @@ class _Run(Generic[Model]):
         decay = weight_decay(self.step, start=s.weight_decay, end=decay_end, total=self.total)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate, decay if group["decays"] else 0.0
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         self.norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), s.clip)
         if not torch.isfinite(self.norm):
             self.skipped += 1
@@ -378,26 +394,3 @@ def _decay_groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[s
                 free if p.ndim <= 1 or name.endswith("bias") or any(e in name for e in exempt) else decayed
             ).append(p)
     return [{"params": decayed, "decays": True}, {"params": free, "decays": False}]
-
-
-class _Log:
-    """A JSONL file; lines past the step that is resumed from are dropped, so none appears twice."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step] if step else []
-        path.write_text("".join(kept))
-        self.file = path.open("a")
-
-    def write(self, record: dict[str, Any]) -> dict[str, Any]:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
-        return record
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def _lines(path: Path) -> Iterator[str]:
-    if path.exists():
-        with path.open() as file:
-            yield from (line for line in file if line.endswith("}\n"))

@@ -6,8 +6,10 @@ a file cannot run code.
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 
 from nextscale.errors import CheckpointError
 
-SHOWN = 4
+SHOWN, LONGEST = 4, 100  # names in a message, and characters of each
+MAX_JSON = 64 << 20  # bytes; the index of the largest models has some megabytes
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -31,16 +34,42 @@ def read_weights(path: str | Path, *, unwrap: Sequence[str] = (), meta: bool = F
     Raises CheckpointError if the file is missing, is no weight file, holds no tensors, or needs code to load.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no such weight file: {str(path)!r}")
-    content = _read_safetensors(path, meta) if _is_safetensors(path) else _read_torch(path, meta)
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"no such weight file: {str(path)!r}")
+        is_safetensors = _is_safetensors(path)
+    except OSError as error:  # not ours to read, a name that no file can have
+        raise CheckpointError(f"{path.name!r} cannot be read: {error.strerror}") from None
+    content = _read_safetensors(path, meta) if is_safetensors else _read_torch(path, meta)
     for key in unwrap:
         if isinstance(content.get(key), Mapping):
             content = content[key]
     tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
-        raise CheckpointError(f"{path.name} holds no tensors at its top level; its keys are {_some(content)}")
+        raise CheckpointError(f"{path.name} holds no tensors at its top level; its keys are {some(content)}")
     return tensors
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file that belongs to weights holds: a configuration, or an index.
+
+    Raises FileNotFoundError if there is none, CheckpointError if it is no JSON, is nested so deeply that no
+    program wrote it for people, or is larger than any of its kind.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise CheckpointError(f"{str(path)!r} is larger than {MAX_JSON >> 20} MiB; no such file is")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, CheckpointError):
+        raise
+    except RecursionError:
+        raise CheckpointError(f"{str(path)!r} is not usable: its JSON is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{str(path)!r} is not JSON: {error}") from None
+    except ValueError:  # bytes that are no text, or a number of thousands of digits
+        raise CheckpointError(f"{str(path)!r} is not JSON, or holds a number that is none") from None
+    except OSError as error:  # a folder, a loop of links
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror}") from None
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -81,6 +110,13 @@ _DTYPES = {
 
 
 def _read_torch(path: Path, meta: bool) -> dict[str, Any]:
+    # Its warnings are about how a file was pickled, and would stand before the one line of an error.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return _load_torch(path, meta)
+
+
+def _load_torch(path: Path, meta: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"map_location": "meta" if meta else "cpu", "weights_only": True}
     try:
         try:
@@ -143,7 +179,7 @@ def check_shapes(expected: nn.Module, found: Mapping[str, Tensor], *, source: st
         "of another shape": shapes,
         "of another type": kinds,
     }
-    problems = [f"{len(names)} {what}: {_some(names)}" for what, names in lists.items() if names]
+    problems = [f"{len(names)} {what}: {some(names)}" for what, names in lists.items() if names]
     if problems:
         raise CheckpointError(f"{source} does not fit: {'; '.join(problems)}" + (f". {hint}" if hint else ""))
 
@@ -169,7 +205,8 @@ def build(
     return module.eval().requires_grad_(False)
 
 
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f", … ({len(names) - SHOWN} more)" if len(names) > SHOWN else ""
-    return ", ".join(str(n) for n in names[:SHOWN]) + more
+def some(names: Iterable[object]) -> str:
+    """The first few names of a list for a message, none of them longer than a line can take."""
+    texts = [text if len(text := str(name)) <= LONGEST else f"{text[:LONGEST]}…" for name in names]
+    more = f", … ({len(texts) - SHOWN} more)" if len(texts) > SHOWN else ""
+    return ", ".join(texts[:SHOWN]) + more

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
+import textwrap
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -19,7 +22,7 @@ from torch import nn
 
 from nextscale.errors import CheckpointError, ModelNotFoundError
 from nextscale.nn.placement import Placement
-from nextscale.weights.files import Module, build, check_shapes, read_weights
+from nextscale.weights.files import Module, build, check_shapes, read_json, read_weights
 from nextscale.weights.hub import is_repo_id
 
 CONFIG = "config.json"
@@ -80,14 +83,36 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A folder's ``config.json``."""
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
     except FileNotFoundError:
         raise ModelNotFoundError(f"{str(path)!r} is missing") from None
-    except ValueError as error:  # no JSON, or no text at all
-        raise CheckpointError(f"{str(path)!r} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{str(path)!r} holds no JSON object")
+    for name, (fits, what) in _KNOWN.items():
+        if config.get(name) is not None and not fits(config[name]):
+            raise CheckpointError(f"{str(path)!r}: {name} must be {what}, got {reprlib.repr(config[name])}")
     return config
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _are_defaults(value: Any) -> bool:
+    """Settings by name; what they may be in detail is checked where they are used."""
+    return (
+        isinstance(value, dict)
+        and (value.get("ssg") is None or isinstance(value["ssg"], dict))
+        and type(value.get("top_k", 0)) in (int, list)
+    )
+
+
+# What pipelines take from a model's configuration as it is.
+_KNOWN: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "class_names": (_are_texts, "a list of names"),
+    "class_prompts": (_are_texts, "a list of prompts"),
+    "defaults": (_are_defaults, "settings by name, with whole numbers for top_k"),
+}
 
 
 def load_module(make: Callable[[Mapping[str, Any]], Module], folder: Path, placement: Placement) -> Module:
@@ -97,15 +122,20 @@ def load_module(make: Callable[[Mapping[str, Any]], Module], folder: Path, place
     """
     config = read_config(folder)
     hint = f"Do {CONFIG} and {WEIGHTS} belong together?"
+    shapes = read_weights(folder / WEIGHTS, meta=True)
+    _check_counts(config, len(shapes), folder / CONFIG)
     try:
-        with torch.device("meta"):
+        # Sizes of zero make torch warn; what is wrong with them is said below.
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
             empty = make(config)
     # What constructors raise for values of a wrong type or out of range, as an edited file may hold.
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+        reason = textwrap.shorten(str(error), 300, placeholder=" …")
         raise CheckpointError(
-            f"{str(folder / CONFIG)!r} does not describe this kind of model: {error}"
+            f"{str(folder / CONFIG)!r} does not describe this kind of model: {reason}"
         ) from None
-    check_shapes(empty, read_weights(folder / WEIGHTS, meta=True), source=str(folder / WEIGHTS), hint=hint)
+    check_shapes(empty, shapes, source=str(folder / WEIGHTS), hint=hint)
     return build(
         lambda: make(config),
         read_weights(folder / WEIGHTS),
@@ -114,6 +144,23 @@ def load_module(make: Callable[[Mapping[str, Any]], Module], folder: Path, place
         device=placement.device,
         hint=hint,
     )
+
+
+def _check_counts(config: Mapping[str, Any], tensors: int, path: Path) -> None:
+    """Raises CheckpointError for more layers or scales than there are tensors.
+
+    Such a model need not be built to see that it does not fit, and a billion layers could not be.
+    """
+    for name, value in config.items():
+        is_count = name.endswith(("depth", "blocks", "layers", "quant_resi")) and isinstance(
+            value, (int, float)
+        )
+        number = value if is_count else len(value) if isinstance(value, (list, str)) else 0
+        if number > tensors:
+            raise CheckpointError(
+                f"{str(path)!r} does not describe this kind of model: {name} is for {number} parts, and "
+                f"{WEIGHTS} has {tensors} tensors"
+            )
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:

@@ -6,8 +6,8 @@ several files are read as one, and the order in which loading goes: names and sh
 
 from __future__ import annotations
 
-import json
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -17,11 +17,12 @@ from torch import Tensor
 
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.nn.placement import Placement
-from nextscale.weights.files import Module, build, check_shapes, read_weights
+from nextscale.weights.files import Module, build, check_shapes, read_json, read_weights, some
 from nextscale.weights.hub import download
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+LONGEST_NAME = 255  # of a file, on nearly every system
 
 
 def count(names: Iterable[str], pattern: str) -> int:
@@ -41,7 +42,7 @@ def require(
     if absent:
         raise CheckpointError(
             f"{path.name} is not {what}: it lacks {', '.join(absent[:4])}; "
-            f"its first names are {', '.join(list(shapes)[:4])}{cause}"
+            f"its first names are {some(list(shapes)[:4])}{cause}"
         )
     for name, axes in needed.items():
         if shapes[name].ndim != axes or not shapes[name].numel():
@@ -101,7 +102,7 @@ def read_official(path: Path, *, unwrap: Sequence[str] = (), meta: bool = False)
         absent = [n for n in names if n not in found]
         if absent:
             raise CheckpointError(
-                f"{path.name}/{shard} lacks {', '.join(absent[:4])}, which {INDEX} says it holds; "
+                f"{path.name}/{shard} lacks {some(absent[:4])}, which {INDEX} says it holds; "
                 f"download the folder again"
             )
         tensors |= {n: found[n] for n in names}
@@ -111,21 +112,15 @@ def read_official(path: Path, *, unwrap: Sequence[str] = (), meta: bool = False)
 def _shards(index: Path) -> dict[str, list[str]]:
     """The files of an index, each with the names of its tensors."""
     where = f"{index.parent.name}/{index.name}"
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        pairs = list(weight_map.items())
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise CheckpointError(f"{where} is not the index of a sharded checkpoint: {error!r}") from None
+    weight_map = read_json(index)
+    weight_map = weight_map.get("weight_map") if isinstance(weight_map, dict) else None
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{where} is not the index of a sharded checkpoint: it has no weight_map")
     shards: dict[str, list[str]] = {}
-    for name, file in pairs:
+    for name, file in weight_map.items():
         plain = isinstance(file, str) and PurePosixPath(file).name == file and "\\" not in file
-        if not plain or file in {"", ".."}:
-            raise CheckpointError(f"{where} points to {file!r}, which is no file of its folder")
+        if not plain or file in {"", ".."} or len(file) > LONGEST_NAME:
+            raise CheckpointError(f"{where} points to {reprlib.repr(file)}, which is no file of its folder")
         shards.setdefault(file, []).append(name)
     if not shards:
         raise CheckpointError(f"{where} lists no tensors")
