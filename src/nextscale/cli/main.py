@@ -27,6 +27,7 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 COMMANDS = (
     "generate",
     "compare",
+    "demo",
     "evaluate",
     "spectrum",
     "sweep",
@@ -44,6 +45,7 @@ _UsageProblem: type[BaseException] = typer.BadParameter.__mro__[2]
 EPILOG = """\
 nextscale generate horse ship --ssg 0.6
 nextscale compare --output demo.png
+nextscale demo
 nextscale info cifar10
 nextscale train --help
 """
