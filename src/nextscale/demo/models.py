@@ -19,6 +19,7 @@ from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.scales import Grid, ScaleSchedule
 
 KEPT = 2  # models in memory at once
+FIRST = 4  # pictures of a quick model where nobody says how many
 QUICK = 128  # pictures up to this many pixels a side are drawn at every change
 PROMPTS = ("a lighthouse at dawn", "a red fox in the snow")  # to begin with, where nothing is trained on
 SIZE = ("aspect_ratio", "pixels")
@@ -122,12 +123,18 @@ class Model:
                 raise InvalidArgumentError(f"{self.offer.name} has no setting {name.replace('_', '-')}")
         pipe = self.pipe
         filled: dict[str, Any] = {"subjects": self._subjects(settings.subjects)}
+        if settings.count is None:
+            filled["count"] = max(1, (FIRST if self.is_quick else 1) // len(filled["subjects"]))
         for name in ("guidance_scale", "temperature", "top_k", "top_p"):
             usual = pipe.defaults[name]
             if getattr(settings, name) is None and not isinstance(usual, Sequence):
                 filled[name] = usual  # one per step stays open: the page has no such lists, but the model does
-        if self.has("more_smooth") and settings.more_smooth is None:
-            filled["more_smooth"] = bool(pipe.defaults.get("more_smooth", False))
+        if "more_smooth" in pipe.defaults:
+            filled["more_smooth"] = bool(
+                pipe.defaults["more_smooth"] if settings.more_smooth is None else settings.more_smooth
+            )
+        elif not settings.more_smooth:
+            filled["more_smooth"] = None  # off, as it is where nobody says otherwise
         if self.has_sizes:
             filled["aspect_ratio"] = settings.aspect_ratio or "1:1"
             filled["pixels"] = settings.pixels or pipe.defaults["pixels"]

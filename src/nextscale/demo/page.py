@@ -67,9 +67,9 @@ class Page:
         add("classes", gr.Dropdown([], label="Classes", multiselect=True, allow_custom_value=True))
         add("prompts", gr.Textbox(label="Prompts, one a line", lines=2, max_lines=8, visible=False))
         add("negative_prompt", gr.Textbox(label="Keep away from", visible=False))
-        with gr.Row(elem_classes="ns-tight"):
-            add("seed", gr.Textbox(label="Seed", info="7, or one per picture: 7, 3", min_width=110))
-            add("count", gr.Number(label="Pictures of each", precision=0, info="8 in all", min_width=110))
+        with gr.Row(elem_id="ns-seeds", elem_classes="ns-tight"):
+            add("seed", gr.Textbox(label="Seed", placeholder="7, or 7, 3, 12", max_lines=1, min_width=90))
+            add("count", gr.Number(label="Pictures each", precision=0, min_width=90))
             add("reseed", gr.Button("New seeds", size="sm", min_width=90, elem_id="ns-reseed"))
         add(
             "beta",
@@ -150,7 +150,8 @@ class Page:
             gr.HTML("<h2>These pictures elsewhere</h2>", elem_classes="ns-heading")
             add("address", gr.Textbox(label="Link", interactive=False, buttons=["copy"], elem_id="ns-link"))
             with gr.Row():
-                code = {"interactive": False, "wrap_lines": True, "buttons": ["copy"], "min_width": 320}
+                code = {"interactive": False, "wrap_lines": True, "buttons": ["copy"]}
+                code |= {"show_line_numbers": False, "lines": 8}
                 add("python", gr.Code(language="python", label="As Python", elem_id="ns-python", **code))
                 add("command", gr.Code(language="shell", label="As commands", elem_id="ns-command", **code))
         with gr.Column(elem_classes="ns-section"):
@@ -170,7 +171,7 @@ def _clicks(name: str) -> str:
 
 
 def _download(label: str) -> Any:
-    return gr.DownloadButton(label, interactive=False, size="sm", min_width=150)
+    return gr.DownloadButton(label, interactive=False, size="sm", min_width=150, elem_classes="ns-save")
 
 
 _HEADER = """

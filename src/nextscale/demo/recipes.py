@@ -91,5 +91,6 @@ def _loading(model: Model) -> str:
 def _folded(model: Model, settings: Settings) -> str:
     """The list of subjects as one would write it: ``["horse"] * 4``."""
     subjects = [None if model.draws_classes and s == "none" else s for s in settings.subjects]
-    parts = [f"[{s!r}]{f' * {settings.count}' if settings.count > 1 else ''}" for s in subjects]
-    return " + ".join(parts) if settings.count > 1 else repr(subjects)
+    count = settings.count or 1
+    parts = [f"[{s!r}]{f' * {count}' if count > 1 else ''}" for s in subjects]
+    return " + ".join(parts) if count > 1 else repr(subjects)

@@ -39,7 +39,7 @@ class Settings:
 
     model: str
     subjects: tuple[str, ...] = ()
-    count: int = 2
+    count: int | None = None
     seed: tuple[int, ...] = (0,)
     ssg: tuple[float, ...] | None = None
     ssg_schedule: ScheduleName = "constant"
@@ -59,7 +59,7 @@ class Settings:
     pixels: str = ""
 
     def __post_init__(self) -> None:
-        pictures = len(self.subjects) * self.count
+        pictures = len(self.wanted)
         if pictures > bounds.PICTURES:
             raise InvalidArgumentError(
                 f"{pictures} pictures are more than the {bounds.PICTURES} that one page draws; "
@@ -71,7 +71,7 @@ class Settings:
     @property
     def wanted(self) -> list[str]:
         """What every picture shows, in order."""
-        return [subject for subject in self.subjects for _ in range(self.count)]
+        return [subject for subject in self.subjects for _ in range(self.count or 1)]
 
     @property
     def seeds(self) -> list[int]:
