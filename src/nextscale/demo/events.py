@@ -25,6 +25,8 @@ CHOSEN = (
     "classes", "count", "prior", "norm", "remember", "sampler", "more_smooth", "residual", "aspect_ratio",
     "pixels",
 )  # fmt: skip
+# Parts that the server reads or listens to, and never changes.
+UNCHANGED = ("kind", "gain", "frames", "picture", "arrival", "address", "go", "cancel", "reseed", "draw_strip")
 TYPED = ("prompts", "negative_prompt", "seed", "guidance_scale", "temperature", "top_k", "top_p", "min_p")
 
 
@@ -38,7 +40,7 @@ class Connection:
 
     def __init__(self, parts: Mapping[str, Any], desk: Desk) -> None:
         self.parts, self.desk = parts, desk
-        self.outputs = list(parts.values())
+        self.outputs = [part for name, part in parts.items() if name not in UNCHANGED]
         self.lane = {"concurrency_id": DRAWING, "concurrency_limit": 1}
 
     def connect(self, blocks: Any) -> None:
@@ -58,9 +60,9 @@ class Connection:
             show_progress="minimal",
             show_progress_on=parts["status"],
         )
-        self.on([parts["model"].input], desk.switch, ["model", "count", "seed"], slow=True)
+        self.on([parts["model"].select], desk.switch, ["model", "count", "seed"], slow=True)
         moved = [parts[n].input for n in CHOSEN] + [parts[n].submit for n in TYPED]
-        moved += [parts[n].blur for n in TYPED] + [parts["beta"].change]
+        moved += [parts[n].blur for n in TYPED] + [parts["beta"].input]
         self.on(moved, self.changed, ["live", *controls], trigger_mode="always_last")
         self.on([parts["go"].click], self.pressed, controls)
         self.on([parts["reseed"].click], self.reseeded, ["live", *controls])
@@ -129,6 +131,7 @@ class Connection:
             return self._answer(lambda: method(self._visit(request), *values))
 
         def often(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
+            yield self._for_gradio({})  # gradio empties all parts if there is nothing at all
             try:
                 for changes in method(self._visit(request), *values):
                     yield self._for_gradio(changes)

@@ -58,7 +58,7 @@ const show = () => {
 
 const tell = () => {
   props.value = {...state, curve: state.curve.map(round)};
-  trigger("change");
+  trigger("input");
 };
 
 const strengthMoved = (value, done) => {
