@@ -26,7 +26,9 @@ from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 
 # The small models of all families are those of the command line's tests.
-_spec = importlib.util.spec_from_file_location("cli_models", Path(__file__).parents[1] / "cli" / "conftest.py")
+_spec = importlib.util.spec_from_file_location(
+    "cli_models", Path(__file__).parents[1] / "cli" / "conftest.py"
+)
 assert _spec is not None and _spec.loader is not None
 _models = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_models)
@@ -43,7 +45,10 @@ CHROMIUM = (
 
 
 def find_chromium() -> str | None:
-    return next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+    return next(
+        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
+        None,
+    )
 
 
 def free_port() -> int:
@@ -58,7 +63,7 @@ class Outside:
     def __init__(self) -> None:
         self.calls: list[bytes] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
-        self.address = "http://127.0.0.1:{}".format(self._socket.getsockname()[1])
+        self.address = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
@@ -90,7 +95,9 @@ class Server:
 def serve(folder: Path, *arguments: str | Path) -> Iterator[Server]:
     outside, port, log = Outside(), free_port(), folder / "server.log"
     local = {"OMP_NUM_THREADS": "1", "no_proxy": "127.0.0.1,localhost", "NO_PROXY": "127.0.0.1,localhost"}
-    proxies = {name: outside.address for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy")}
+    proxies = dict.fromkeys(
+        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"), outside.address
+    )
     command = [sys.executable, "-m", "nextscale.cli.main", "demo", "--port", str(port), "--no-open"]
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -137,7 +144,9 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def all_models(model: Path, text_model: Path, wide_model: Path, hart_model: Path, slow_model: Path) -> list[str]:
+def all_models(
+    model: Path, text_model: Path, wide_model: Path, hart_model: Path, slow_model: Path
+) -> list[str]:
     return ["cifar10", *map(str, (model, text_model, wide_model, hart_model, slow_model))]
 
 
@@ -160,7 +169,9 @@ class Opened:
 def browser() -> Iterator[Any]:
     chromium = find_chromium()
     if chromium is None:
-        pytest.skip("there is no Chromium; apt-get install chromium, or have any on the path, to test the page")
+        pytest.skip(
+            "there is no Chromium; apt-get install chromium, or have any on the path, to test the page"
+        )
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -89,12 +89,15 @@ def test_the_schedule_is_a_curve_whose_steps_can_be_moved(visit):
 
 
 def test_a_link_shows_the_same_pixels(visit):
-    first = visit("?label=ship&label=cat&count=2&seed=11&ssg=0.9&ssg-schedule=bandwidth&prior=dct&top-k=20").page
+    first = visit(
+        "?label=ship&label=cat&count=2&seed=11&ssg=0.9&ssg-schedule=bandwidth&prior=dct&top-k=20"
+    ).page
     again = visit("?" + urlsplit(first.url).query).page
     assert picture(first, A) == picture(again, A) and picture(first, B) == picture(again, B)
     assert first.get_attribute("#ns-thumbs", "class") == again.get_attribute("#ns-thumbs", "class")
     sources = [
-        [image.get_attribute("src") for image in page.locator("#ns-thumbs img").all()] for page in (first, again)
+        [image.get_attribute("src") for image in page.locator("#ns-thumbs img").all()]
+        for page in (first, again)
     ]
     assert sources[0] == sources[1] and len(sources[0]) == 8
     assert again.input_value("#ns-link textarea, #ns-link input") == again.url
@@ -222,7 +225,10 @@ def test_looking_around(visit):
 
     page.get_by_role("button", name="Draw this picture at several β").click()
     page.wait_for_selector("#ns-strip button:nth-of-type(8)")
-    at = [decoded(page.get_attribute(f"#ns-strip button[data-beta='{b}'] img", "src")).tobytes() for b in ("0", "0.6")]
+    at = [
+        decoded(page.get_attribute(f"#ns-strip button[data-beta='{b}'] img", "src")).tobytes()
+        for b in ("0", "0.6")
+    ]
     assert at == [picture(page, A), picture(page, B)]
     await_change(page, lambda: page.locator("#ns-strip button[data-beta='1.5']").click(), "ssg", "1.5")
     assert float(page.get_by_label("β as a number").input_value()) == 1.5
@@ -239,7 +245,9 @@ def test_the_divider_moves_with_the_keyboard_and_stays(visit):
         divider.press("ArrowRight")
     split = "getComputedStyle(document.documentElement).getPropertyValue('--ns-split')"
     assert page.evaluate(split) == "70%"
-    assert "inset(0px 0px 0px 70%)" in page.evaluate(f"getComputedStyle(document.querySelector('{B}')).clipPath")
+    assert "inset(0px 0px 0px 70%)" in page.evaluate(
+        f"getComputedStyle(document.querySelector('{B}')).clipPath"
+    )
     page.locator("#ns-thumbs button").nth(1).click()
     page.wait_for_selector("#ns-thumbs button:nth-child(2)[aria-pressed=true]")
     assert page.evaluate(split) == "70%" and divider.input_value() == "70"
@@ -253,15 +261,15 @@ def test_every_control_is_reached_with_the_tab_key(visit):
         page.keyboard.press("Tab")
         seen.append(
             page.evaluate(
-                "(() => { const e = document.activeElement; return e.getAttribute('aria-label') || e.textContent.trim() "
-                "|| e.closest('label')?.textContent.trim() || ''; })()"
+                "(() => { const e = document.activeElement; return e.getAttribute('aria-label') || "
+                "e.textContent.trim() || e.closest('label')?.textContent.trim() || ''; })()"
             )
         )
     text = "|".join(seen)
     for name in (
         "Model", "Classes", "Seed", "Pictures each", "New seeds", "β, the strength of SSG", "β as a number",
-        "β at step 2", "β at step 6", "Draw", "Cancel", "What the prior is made of", "Open a picture", "Slider",
-        "Divider", "ship · seed 1", "Save with SSG", "Play", "Draw this picture at several β",
+        "β at step 2", "β at step 6", "Draw", "Cancel", "What the prior is made of", "Open a picture",
+        "Slider", "Divider", "ship · seed 1", "Save with SSG", "Play", "Draw this picture at several β",
     ):  # fmt: skip
         assert name in text, (name, seen)
 
@@ -311,7 +319,12 @@ def test_models_that_draw_prompts(visit, kind: str, request: pytest.FixtureReque
     assert page.get_by_label("Classes", exact=True).count() == 0
     prompts = page.get_by_label("Prompts, one a line")
     prompts.fill("a blue bird <i>&\na red fox")
-    await_change(page, lambda: page.get_by_role("button", name="Draw", exact=True).click(), "prompt", "a blue bird <i>&")
+    await_change(
+        page,
+        lambda: page.get_by_role("button", name="Draw", exact=True).click(),
+        "prompt",
+        "a blue bird <i>&",
+    )
     assert settings(page)["prompt"] == ["a blue bird <i>&", "a red fox"] and settings(page)["seed"] == ["2"]
     assert page.locator("#ns-thumbs button").count() == 2
     assert page.get_by_label("Keep away from").count() == (0 if kind == "hart_model" else 1)

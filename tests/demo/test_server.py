@@ -83,19 +83,28 @@ def test_what_is_out_of_bounds_is_refused_with_a_message(client: Client, server,
 
 
 def test_nonsense_gets_no_traceback_and_the_server_lives(client: Client, server):
-    for query, view in ((None, ("signed", 2)), ({"a": [1]}, ("signed", 2)), (SHIP + "1", ("signed", 3)), (SHIP + "1", (7, "x"))):
+    for query, view in (
+        (None, ("signed", 2)),
+        ({"a": [1]}, ("signed", 2)),
+        (SHIP + "1", ("signed", 3)),
+        (SHIP + "1", (7, "x")),
+    ):
         try:
             answer = draw(client, query, view)
         except Exception as refused:  # by gradio itself, before the page hears of it
             answer = str(refused)
-        assert "data:image" not in answer and "File \"" not in answer
+        assert "data:image" not in answer and 'File "' not in answer
     assert "1 picture" in draw(client, SHIP + "1")
 
 
 def test_every_other_way_in_is_shut(client: Client, server):
     described = client.view_api(return_format="dict")
     assert described["named_endpoints"] == {} and described["unnamed_endpoints"] == {}
-    for path in ("/gradio_api/file=/etc/passwd", "/gradio_api/file=server.log", "/gradio_api/file=../server.log"):
+    for path in (
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=server.log",
+        "/gradio_api/file=../server.log",
+    ):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(server.address + path, timeout=30)
         assert refused.value.code in (403, 404)
@@ -103,7 +112,7 @@ def test_every_other_way_in_is_shut(client: Client, server):
 
 def test_a_picture_that_is_too_large_is_not_taken(server):
     body = b"x" * (bounds.UPLOAD + 1000)
-    boundary = b"--b\r\nContent-Disposition: form-data; name=\"files\"; filename=\"a.png\"\r\n\r\n"
+    boundary = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     request = urllib.request.Request(
         f"{server.address}/gradio_api/upload",
         boundary + body + b"\r\n--b--\r\n",
@@ -117,7 +126,7 @@ def test_a_picture_that_is_too_large_is_not_taken(server):
 def test_the_page_holds_no_address_elsewhere_that_would_be_fetched(server):
     with urllib.request.urlopen(server.address, timeout=30) as answer:
         page = answer.read().decode()
-    for tag in ("<script src=", "<link rel=\"stylesheet\" href=", "<iframe"):
+    for tag in ("<script src=", '<link rel="stylesheet" href=', "<iframe"):
         for part in page.split(tag)[1:]:
             assert not part.lstrip("\"'").startswith(("http", "//")), part[:100]
     assert "googleapis" not in page and "gstatic" not in page

@@ -7,7 +7,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,8 +39,8 @@ def demo(
             "--model",
             "-m",
             metavar="NAME_OR_PATH",
-            help="A model that the page offers; may be repeated. An embedded name, a folder or a hub id; of official "
-            "files that hold several, with which one behind a space: d16, 2b. Default: cifar10.",
+            help="A model that the page offers; may be repeated. An embedded name, a folder or a hub id; "
+            "where official files hold several, which of them behind a space: d16, 2b. Default: cifar10.",
             rich_help_panel="Model",
             show_default=False,
         ),
@@ -71,8 +71,8 @@ def demo(
 ) -> None:
     """Open a page on this machine that shows the same pictures without and with SSG.
 
-    It needs no network: nothing is fetched once it has started, and nothing is sent anywhere. Models are those named
-    here, and no others.
+    It needs no network: nothing is fetched once it has started, and nothing is sent anywhere. Models are
+    those named here, and no others.
     """
     if port is not None and not 1 <= port <= 65535:
         raise InvalidArgumentError(f"--port is a number from 1 to 65535, got {port}")
@@ -87,8 +87,8 @@ def demo(
         offers = [offer(choice, device, dtype) for choice in choices]
     if not is_loopback(host):
         note(
-            f"warning: {host} can be reached from other machines. Whoever reaches it can draw pictures here, and there "
-            f"is no password; {HOST} is this machine alone"
+            f"warning: {host} can be reached from other machines. Whoever reaches it can draw pictures here, "
+            f"and there is no password; {HOST} is this machine alone"
         )
 
     def ready(address: str) -> None:
@@ -102,7 +102,8 @@ def demo(
 
 
 def read_choice(text: str) -> ModelChoice:
-    """``"my-folder"``, or ``"FoundationVision/var d16"`` and ``"FoundationVision/Infinity 2b"``, as they are printed."""
+    """``"my-folder"``, or, as such models are printed, ``"FoundationVision/var d16"`` or
+    ``"FoundationVision/Infinity 2b"``."""
     source, _, which = text.strip().rpartition(" ")
     if not source or Path(text).exists():
         return ModelChoice(model=text.strip())
@@ -117,18 +118,20 @@ def is_local(choice: ModelChoice) -> bool:
 
 
 def offer(choice: ModelChoice, device: str | None, dtype: str | None) -> Offer:
-    """What the page knows of a model, which is loaded once: so that a wrong name is refused at once, and everything
-    it needs is on this machine before the page opens.
+    """What the page knows of a model, which is loaded once here: so that a wrong name is refused at once, and
+    everything it needs is on this machine before the page opens.
 
     Raises ModelNotFoundError or CheckpointError, naming what is wrong.
     """
     from nextscale.demo.models import Offer
 
     pipe = choice.load(device, dtype)
-    encoder = getattr(pipe, "text_encoder", None)
+    encoder: Any = getattr(pipe, "text_encoder", None)
     if hasattr(encoder, "load"):
         encoder.load()
         encoder.release()
     where = {"device": device, "dtype": dtype}
     placement = {name: value for name, value in where.items() if value is not None}
-    return Offer(str(choice), choice.to_json(), choice.is_official, lambda: choice.load(device, dtype), placement)
+    return Offer(
+        str(choice), choice.to_json(), choice.is_official, lambda: choice.load(device, dtype), placement
+    )

@@ -27,8 +27,9 @@ def line_chart(title: str, unit: str, steps: Sequence[str], lines: Sequence[Line
     """
     ticks = _ticks(max((v for line in lines for v in line.values if math.isfinite(v)), default=1.0))
     top = ticks[-1]
+    right = WIDTH - RIGHT
     grid = "".join(
-        f'<line class="ns-grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{_y(t, top):.1f}" y2="{_y(t, top):.1f}"/>'
+        f'<line class="ns-grid" x1="{LEFT}" x2="{right}" y1="{_y(t, top):.1f}" y2="{_y(t, top):.1f}"/>'
         f'<text class="ns-tick" x="{LEFT - 7}" y="{_y(t, top) + 4:.1f}" text-anchor="end">{t:g}</text>'
         for t in ticks
     )
@@ -64,9 +65,10 @@ def _line(line: Line, top: float) -> str:
 
 def _table(steps: Sequence[str], lines: Sequence[Line]) -> str:
     head = "".join(f"<th scope='col'>{escape(step)}</th>" for step in steps)
+    cells = ["".join(f"<td>{v:.3g}</td>" for v in line.values) for line in lines]
     rows = "".join(
-        f"<tr><th scope='row'>{escape(line.name)}</th>{''.join(f'<td>{v:.3g}</td>' for v in line.values)}</tr>"
-        for line in lines
+        f"<tr><th scope='row'>{escape(line.name)}</th>{row}</tr>"
+        for line, row in zip(lines, cells, strict=True)
     )
     return (
         f"<details><summary>Numbers</summary><div class='ns-scroll'><table><tr><td></td>{head}</tr>{rows}"
@@ -84,7 +86,7 @@ def _y(value: float, top: float) -> float:
 
 def _ticks(largest: float) -> list[float]:
     """From 0 to at least ``largest``, in 3 to 6 round steps."""
-    if largest <= 0:
+    if largest < 1e-12:  # nothing that a curve could show
         return [0.0, 1.0]
     power = 10.0 ** math.floor(math.log10(largest))
     step = next(s * power for s in (0.2, 0.5, 1.0, 2.0) if largest / (s * power) <= 5)

@@ -51,7 +51,7 @@ def _with_subjects(values: Mapping[str, Any], model: Model, given: Mapping[str, 
         raise InvalidArgumentError(f"there is nothing to draw; give {what}")
     if len(names) > bounds.PICTURES:
         raise InvalidArgumentError(
-            f"{len(names)} classes or prompts are more than the {bounds.PICTURES} pictures that one page draws"
+            f"{len(names)} classes or prompts are more than the {bounds.PICTURES} pictures of one page"
         )
     return Settings(model.offer.name, tuple(subject(name) for name in names), 1).changed(**given)
 
@@ -64,9 +64,11 @@ def _strength(value: Any) -> dict[str, Any]:
     """What the β editor says."""
     if not isinstance(value, Mapping):
         raise InvalidArgumentError(f"the β editor sent {bounds.shown(value)}")
-    if value.get("schedule") == PER_STEP:
-        return {"ssg": value.get("curve"), "ssg_schedule": "constant"}
-    return {"ssg": value.get("beta"), "ssg_schedule": value.get("schedule")}
+    schedule = value.get("schedule")
+    strength = value.get("curve" if schedule == PER_STEP else "beta")
+    if strength is None:
+        raise InvalidArgumentError("the β editor sent no strength")
+    return {"ssg": strength, "ssg_schedule": "constant" if schedule == PER_STEP else schedule}
 
 
 def beta_value(model: Model, settings: Settings) -> dict[str, Any]:
@@ -102,7 +104,9 @@ def controls_of(model: Model, settings: Settings, models: Sequence[str]) -> dict
         "live": Update(value=model.is_quick),
     }
     found |= {name: Update(value=getattr(settings, name)) for name in ("count", "min_p", *_OPEN)}
-    found |= {name: Update(value=getattr(settings, name)) for name in ("sampler", "prior", "norm", "remember")}
+    found |= {
+        name: Update(value=getattr(settings, name)) for name in ("sampler", "prior", "norm", "remember")
+    }
     for name in (*SWITCHES, "aspect_ratio", "pixels"):
         shown = model.has(name)
         found[name] = Update(value=getattr(settings, name) if shown else None, visible=shown)

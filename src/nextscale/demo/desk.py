@@ -38,9 +38,7 @@ class PictureFiles(Protocol):
 
     def read_settings(self, path: Path) -> dict[str, Any]: ...
 
-    def single_settings(
-        self, settings: Mapping[str, Any], index: int, batch_size: int
-    ) -> dict[str, Any]: ...
+    def single_settings(self, settings: Mapping[str, Any], index: int, batch_size: int) -> dict[str, Any]: ...
 
     def file_name(self, index: int, subject: str, seed: int, suffix: str = "") -> str: ...
 
@@ -56,7 +54,9 @@ class View:
     def read(cls, kind: Any, gain: Any) -> View:
         """Raises InvalidArgumentError for values that the page does not offer."""
         if gain not in GAINS:
-            raise InvalidArgumentError(f"a difference is shown {GAINS} times as strong, not {bounds.shown(gain)}")
+            raise InvalidArgumentError(
+                f"a difference is shown {GAINS} times as strong, not {bounds.shown(gain)}"
+            )
         return cls(bounds.one_of(kind, "difference", DIFFERENCES), int(gain))
 
 
@@ -153,7 +153,7 @@ class Desk:
         except Cancelled:
             yield from self._cancelled(visit)
             return
-        shown = Shown(settings, *arms, model.schedule(settings).grids)
+        shown = Shown(settings, arms[0], arms[1], model.schedule(settings).grids)
         visit.shown, visit.strip = shown, []
         visit.chosen = min(visit.chosen, len(arms[0].images) - 1)
         query = settings.to_query(model.key)
@@ -259,7 +259,9 @@ class Desk:
             ("save_guided", shown.guided, f"ssg-{as_text(max(shown.settings.ssg or (0.0,)))}"),
         ):
             settings = self.files.single_settings(arm.settings, index, arm.settings["batch_size"])
-            name = self.files.file_name(index, shown.settings.wanted[index], shown.settings.seeds[index], suffix)
+            name = self.files.file_name(
+                index, shown.settings.wanted[index], shown.settings.seeds[index], suffix
+            )
             self.files.save_png(arm.images[index], visit.folder / name, settings)
             found[part] = Update(value=str(visit.folder / name), interactive=True)
         return found
@@ -289,8 +291,10 @@ def _strip(visit: Visit) -> str:
 
 
 def _entry(shown: Shown, index: int, query: str) -> Entry:
-    small = [data_uri(thumbnail(arm.images[index], views.THUMB)) for arm in (shown.plain, shown.guided)]
-    return Entry(query, *small, f"{shown.caption(index)} · {views.strength(shown.settings)}")
+    plain, guided = (
+        data_uri(thumbnail(arm.images[index], views.THUMB)) for arm in (shown.plain, shown.guided)
+    )
+    return Entry(query, plain, guided, f"{shown.caption(index)} · {views.strength(shown.settings)}")
 
 
 def _editor(model: Model, settings: Settings) -> Changes:
@@ -301,4 +305,3 @@ def _require(visit: Visit) -> Shown:
     if visit.shown is None:
         raise InvalidArgumentError("nothing has been drawn on this page yet; press Draw")
     return visit.shown
-

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -30,7 +30,7 @@ FRAME = 256  # pixels a side, at most, of the pictures of single steps
 _PATIENCE = 0.5  # seconds between two looks at whether the thread that draws is still there
 
 
-class Cancelled(Exception):
+class Cancelled(Exception):  # noqa: N818, since nothing went wrong
     """The visitor wants no more of this."""
 
 
@@ -98,7 +98,7 @@ class Studio:
         ssg: ScaledSpatialGuidance | None,
         cancelled: threading.Event,
         frames: bool,
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, Arm]:
         said: SimpleQueue[Step | Arm | BaseException] = SimpleQueue()
         abandoned = threading.Event()
         watcher = _Watcher(model, settings, said, (cancelled, abandoned), frames)
@@ -144,13 +144,8 @@ class _Watcher:
         stops: tuple[threading.Event, ...],
         frames: bool,
     ) -> None:
-        self.model, self.settings, self.said, self.stops, self.wants_frames = (
-            model,
-            settings,
-            said,
-            stops,
-            frames,
-        )
+        self.model, self.settings, self.said, self.stops = model, settings, said, stops
+        self.wants_frames = frames
         steps, size = model.schedule(settings).num_steps, model.batch_size
         self.steps, self.batches = steps, -(-len(settings.wanted) // size)
         self.observer = ResidualObserver(settings.prior, settings.norm, settings.remember, betas=(0.0,))
@@ -202,7 +197,7 @@ class _Watcher:
 
     def _statistics(self, count: int) -> list[Mapping[str, list[float]]]:
         if self.steps < 2:
-            return [dict.fromkeys(STATISTICS, []) for _ in range(count)]
+            return [{name: [] for name in STATISTICS} for _ in range(count)]
         rows, _ = self.observer.rows()  # (N, K - 1, 6)
         return [dict(zip(STATISTICS, picture.T.tolist(), strict=True)) for picture in rows]
 

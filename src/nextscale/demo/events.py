@@ -26,7 +26,18 @@ CHOSEN = (
     "pixels",
 )  # fmt: skip
 # Parts that the server reads or listens to, and never changes.
-UNCHANGED = ("kind", "gain", "frames", "picture", "arrival", "address", "go", "cancel", "reseed", "draw_strip")
+UNCHANGED = (
+    "kind",
+    "gain",
+    "frames",
+    "picture",
+    "arrival",
+    "address",
+    "go",
+    "cancel",
+    "reseed",
+    "draw_strip",
+)
 TYPED = ("prompts", "negative_prompt", "seed", "guidance_scale", "temperature", "top_k", "top_p", "min_p")
 
 
@@ -46,9 +57,7 @@ class Connection:
     def connect(self, blocks: Any) -> None:
         desk, parts = self.desk, self.parts
         view, controls = ["kind", "gain"], list(NAMES)
-        self.on(
-            [blocks.load], desk.arrive, ["arrival"], js="() => window.nextscaleArrival()", slow=True
-        )
+        self.on([blocks.load], desk.arrive, ["arrival"], js="() => window.nextscaleArrival()", slow=True)
         self.on(
             [parts["job"].change],
             self.draw,
@@ -80,7 +89,9 @@ class Connection:
     # ------------------------------------------------------------------ handlers
 
     def draw(self, visit: Visit, job: Any, frames: Any, kind: Any, gain: Any) -> Iterator[Changes]:
-        yield from self.desk.draw(visit, bounds.text(job, "job", bounds.QUERY), bool(frames), View.read(kind, gain))
+        yield from self.desk.draw(
+            visit, bounds.text(job, "job", bounds.QUERY), bool(frames), View.read(kind, gain)
+        )
 
     def changed(self, visit: Visit, live: Any, *values: Any) -> Changes:
         return self.desk.change(visit, dict(zip(NAMES, values, strict=True)), draw=bool(live))
@@ -163,7 +174,7 @@ class Connection:
 
 
 def _said(problem: Exception) -> Changes:
-    """A message for the page. What is not the visitor's doing is explained in the terminal, and only there."""
+    """A message for the page. What is not the visitor's doing is explained in the terminal alone."""
     known = out_of_memory(problem) or problem
     if isinstance(known, NextscaleError):
         return {"status": views.problem(str(known))}

@@ -70,7 +70,9 @@ class Model:
         """Names of all classes, or their numbers where they have none; empty for prompts."""
         if not self.draws_classes:
             return []
-        return list(self.pipe.class_names) or [str(n) for n in range(self.pipe.transformer.config.num_classes)]
+        return list(self.pipe.class_names) or [
+            str(n) for n in range(self.pipe.transformer.config.num_classes)
+        ]
 
     @property
     def has_sizes(self) -> bool:
@@ -128,7 +130,9 @@ class Model:
         for name in ("guidance_scale", "temperature", "top_k", "top_p"):
             usual = pipe.defaults[name]
             if getattr(settings, name) is None and not isinstance(usual, Sequence):
-                filled[name] = usual  # one per step stays open: the page has no such lists, but the model does
+                filled[name] = (
+                    usual  # one per step stays open: the page has no such lists, but the model does
+                )
         if "more_smooth" in pipe.defaults:
             filled["more_smooth"] = bool(
                 pipe.defaults["more_smooth"] if settings.more_smooth is None else settings.more_smooth
@@ -155,7 +159,9 @@ class Model:
         from nextscale.families.var.classes import resolve_labels
 
         count = self.pipe.transformer.config.num_classes
-        numbers = resolve_labels([None if name == "none" else name for name in given], self.pipe.class_names, count)
+        numbers = resolve_labels(
+            [None if name == "none" else name for name in given], self.pipe.class_names, count
+        )
         return tuple("none" if n == count else names[n] for n in numbers)
 
     def subjects_for_call(self, settings: Settings) -> list[Any]:

@@ -93,8 +93,10 @@ class Page:
         with gr.Accordion("Sampling and classifier-free guidance", open=False):
             self._sampling()
         with gr.Accordion("Open a picture", open=False):
-            gr.HTML('<p class="ns-note">A PNG from this page or from <code>nextscale generate</code>: it holds '
-                    "the settings it was made with.</p>")
+            gr.HTML(
+                '<p class="ns-note">A PNG from this page or from <code>nextscale generate</code>: it holds '
+                "the settings it was made with.</p>"
+            )
             add("picture", gr.File(label="PNG", file_types=[".png"], type="filepath", height=110))
 
     def _choice(self, name: str, known: tuple[str, ...], label: str, info: str | None = None) -> None:
@@ -125,7 +127,9 @@ class Page:
             with gr.Tab("Difference"):
                 add("change", gr.HTML(elem_id="ns-change"))
                 with gr.Row(elem_classes="ns-tight"):
-                    add("kind", gr.Radio(list(DIFFERENCES), value="signed", label="Difference", min_width=200))
+                    add(
+                        "kind", gr.Radio(list(DIFFERENCES), value="signed", label="Difference", min_width=200)
+                    )
                     gains = [(f"×{gain}", gain) for gain in GAINS]
                     add("gain", gr.Radio(gains, value=2, label="Amplified", min_width=200))
         add("thumbs", gr.HTML(js_on_load=_clicks("pick"), elem_id="ns-thumbs"))
@@ -136,8 +140,10 @@ class Page:
     def _below(self) -> None:
         add = self._add
         with gr.Column(elem_classes="ns-section"):
-            gr.HTML('<h2>Every scale</h2><button type="button" class="ns-play" data-play>Play</button>',
-                    elem_classes="ns-heading")
+            gr.HTML(
+                '<h2>Every scale</h2><button type="button" class="ns-play" data-play>Play</button>',
+                elem_classes="ns-heading",
+            )
             add("film", gr.HTML(elem_id="ns-film"))
         with gr.Column(elem_classes="ns-section"):
             gr.HTML("<h2>What the steps say</h2>", elem_classes="ns-heading")
@@ -176,7 +182,7 @@ def _download(label: str) -> Any:
 
 _HEADER = """
 <h1>What Scaled Spatial Guidance does</h1>
-<p>A next-scale model draws a picture as token grids, coarse to fine, each grid at once. SSG strengthens, at every
-step, what its logits say beyond the step before: <span class="ns-formula">l + β · (l − prior)</span>. Both pictures
-below come from the same random numbers, so what differs between them is due to SSG.</p>
+<p>A next-scale model draws a picture as token grids, coarse to fine, each grid at once. SSG strengthens, at
+every step, what its logits say beyond the step before: <span class="ns-formula">l + β · (l − prior)</span>.
+Both pictures below come from the same random numbers, so what differs between them is due to SSG.</p>
 """

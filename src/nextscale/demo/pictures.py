@@ -49,7 +49,9 @@ def scale_of(kind: Difference, gain: int) -> str:
             f"guided minus plain, ×{gain}: mid-grey is no change, white is {127 / gain:.0f} or more of 255 "
             f"levels lighter, black as much darker"
         )
-    return f"size of the change, ×{gain}: black is none, full colour is {255 / gain:.0f} or more of 255 levels"
+    return (
+        f"size of the change, ×{gain}: black is none, full colour is {255 / gain:.0f} or more of 255 levels"
+    )
 
 
 def mean_change(plain: Image.Image, guided: Image.Image) -> float:

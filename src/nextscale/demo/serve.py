@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -82,7 +83,7 @@ def serve(
         address = _launch(blocks, host, port, Path(folder))
         ready(address)
         try:
-            blocks.block_thread()
+            threading.Event().wait()  # until Ctrl+C
         finally:
             blocks.close(verbose=False)
 

@@ -100,7 +100,9 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (name in _ALWAYS or value != usual[name]):
                 pairs.append((name.replace("_", "-"), _as_text(value)))
-        return "?" + "&".join(f"{name}={quote(value, safe=',:/ ').replace(' ', '+')}" for name, value in pairs)
+        return "?" + "&".join(
+            f"{name}={quote(value, safe=',:/ ').replace(' ', '+')}" for name, value in pairs
+        )
 
     @classmethod
     def from_query(cls, query: str, model: str) -> Settings:
@@ -128,7 +130,8 @@ class Settings:
 
     def changed(self, **values: Any) -> Settings:
         """The same settings but for some, given as a URL has them or in their own types; all are checked."""
-        read = {name: v if v is None else _READ[name](v) for name, v in values.items()}
+        open_ = {field.name for field in fields(self) if field.default is None}
+        read: dict[str, Any] = {n: v if v is None and n in open_ else _READ[n](v) for n, v in values.items()}
         return replace(self, **read)
 
 

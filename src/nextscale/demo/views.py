@@ -59,7 +59,8 @@ def slider(plain: str, guided: str, size: tuple[int, int], with_: str, caption: 
         f'<figure class="ns-stage">'
         f'<div class="ns-compare{_sharp(size)}" style="{_aspect(size)}">'
         f"{_image(plain, 'Without SSG: ' + caption, 'ns-a')}{_image(guided, 'With SSG: ' + caption, 'ns-b')}"
-        f'<span class="ns-tag ns-tag-a">without SSG</span><span class="ns-tag ns-tag-b">{escape(with_)}</span>'
+        f'<span class="ns-tag ns-tag-a">without SSG</span>'
+        f'<span class="ns-tag ns-tag-b">{escape(with_)}</span>'
         f'<span class="ns-handle" aria-hidden="true"></span>'
         f'<input class="ns-divider" type="range" min="0" max="100" step="1" value="50" '
         f'aria-label="Divider: without SSG to its left, with SSG to its right"></div>'
@@ -111,19 +112,19 @@ def thumbs(shown: Shown, chosen: int) -> str:
     """All pictures of the page, to choose one from."""
     if len(shown.plain.images) < 2:
         return ""
-    return f'<div class="ns-thumbs" role="group" aria-label="Pictures of this page">{"".join(_thumb(shown, i, chosen) for i in range(len(shown.plain.images)))}</div>'
+    buttons = "".join(_thumb(shown, i, chosen) for i in range(len(shown.plain.images)))
+    return f'<div class="ns-thumbs" role="group" aria-label="Pictures of this page">{buttons}</div>'
 
 
 def _thumb(shown: Shown, index: int, chosen: int) -> str:
     images = (shown.plain.images[index], shown.guided.images[index])
     small = "".join(
-        f'<img class="{_sharp(image.size).strip()}" src="{pictures.data_uri(pictures.thumbnail(image, THUMB))}" alt="">'
-        for image in images
+        f'<img src="{pictures.data_uri(pictures.thumbnail(image, THUMB))}" alt="">' for image in images
     )
-    caption = escape(shown.caption(index))
+    state = f'aria-pressed="{str(index == chosen).lower()}"'
     return (
-        f'<button type="button" class="ns-thumb" data-pick="{index}" aria-pressed="{str(index == chosen).lower()}">'
-        f"<span>{small}</span>{caption}</button>"
+        f'<button type="button" class="ns-thumb" data-pick="{index}" {state}>'
+        f"<span>{small}</span>{escape(shown.caption(index))}</button>"
     )
 
 
@@ -143,7 +144,8 @@ def film(shown: Shown, index: int) -> str:
         + "</tr>"
         for name, style, arm in rows
     )
-    return f'<div class="ns-scroll" tabindex="0"><table class="ns-film"><tr><td></td>{head}</tr>{body}</table></div>'
+    table = f'<table class="ns-film"><tr><td></td>{head}</tr>{body}</table>'
+    return f'<div class="ns-scroll" tabindex="0" role="region" aria-label="Every scale">{table}</div>'
 
 
 def strip(entries: Sequence[tuple[str, str, Image]], current: str, caption: str) -> str:
@@ -154,8 +156,8 @@ def strip(entries: Sequence[tuple[str, str, Image]], current: str, caption: str)
     figures = "".join(
         f'<button type="button" class="ns-beta-picture" data-beta="{escape(value)}" '
         f'aria-pressed="{str(value == current).lower()}"{"" if value else " disabled"}>'
-        f'<img class="{_sharp(image.size).strip()}" src="{pictures.data_uri(pictures.thumbnail(image, PIXELS))}" alt="">'
-        f"{escape(name)}</button>"
+        f'<img class="{_sharp(image.size).strip()}" alt="" '
+        f'src="{pictures.data_uri(pictures.thumbnail(image, PIXELS))}">{escape(name)}</button>'
         for name, value, image in entries
     )
     return f'<p class="ns-note">{escape(caption)}</p><div class="ns-strip">{figures}</div>'
@@ -207,7 +209,8 @@ def ready(text: str) -> str:
 
 def problem(text: str) -> str:
     """A message about something the visitor can change."""
-    return f'<div class="ns-status ns-problem" role="alert"><strong>Not drawn.</strong> <span>{escape(text)}</span></div>'
+    said = f"<strong>Not drawn.</strong> <span>{escape(text)}</span>"
+    return f'<div class="ns-status ns-problem" role="alert">{said}</div>'
 
 
 def _image(uri: str, alt: str, style: str) -> str:

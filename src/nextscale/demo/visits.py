@@ -28,8 +28,7 @@ class Visit:
     """One open page.
 
     folder: for the files to download. job: the newest thing it asked for. shown, chosen: what it shows, and
-    which picture of it large. strip: that picture at several strengths, as :func:`~nextscale.demo.views.strip`
-    takes it.
+    which picture of it large. strip: name, value and pictures of several strengths.
     """
 
     folder: Path
