@@ -58,4 +58,4 @@ def test_other_machines_are_warned_of_and_ctrl_c_ends_it(model: Path, tmp_path: 
     assert process.wait(timeout=60) == 130
     text = (tmp_path / "said").read_text()
     assert text.startswith("warning: 0.0.0.0 can be reached from other machines")
-    assert "http://0.0.0.0:" in text and text.strip().endswith("interrupted") and "Traceback" not in text
+    assert "http://localhost:" in text and text.strip().endswith("interrupted") and "Traceback" not in text

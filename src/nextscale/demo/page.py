@@ -67,6 +67,9 @@ class Page:
         add("classes", gr.Dropdown([], label="Classes", multiselect=True, allow_custom_value=True))
         add("prompts", gr.Textbox(label="Prompts, one a line", lines=2, max_lines=8, visible=False))
         add("negative_prompt", gr.Textbox(label="Keep away from", visible=False))
+        with gr.Row(elem_classes="ns-tight"):
+            for name, known, label in (("aspect_ratio", RATIOS, "Shape"), ("pixels", BUDGETS, "Pixels")):
+                add(name, gr.Dropdown(list(known), label=label, visible=False, min_width=120))
         with gr.Row(elem_id="ns-seeds", elem_classes="ns-tight"):
             add("seed", gr.Textbox(label="Seed", placeholder="7, or 7, 3, 12", max_lines=1, min_width=90))
             add("count", gr.Number(label="Pictures each", precision=0, min_width=90))
@@ -113,8 +116,6 @@ class Page:
         self._choice("sampler", SAMPLERS, "Sampler")
         self._add("more_smooth", gr.Checkbox(label="Mix codes (more smooth)", visible=False))
         self._add("residual", gr.Checkbox(label="Draw the continuous residual", visible=False))
-        self._add("aspect_ratio", gr.Dropdown(list(RATIOS), label="Width to height", visible=False))
-        self._add("pixels", gr.Dropdown(list(BUDGETS), label="Pixels", visible=False))
 
     def _stage(self) -> None:
         add = self._add
