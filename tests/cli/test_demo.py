@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -45,17 +46,30 @@ def test_bad_options_end_with_one_line(arguments, message, capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_other_machines_are_warned_of_and_ctrl_c_ends_it(model: Path, tmp_path: Path):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_other_machines_are_warned_of_and_the_end_leaves_nothing(
+    model: Path, tmp_path: Path, sent, code: int
+):
     command = [sys.executable, "-m", "nextscale.cli.main", "demo", "--no-open", "--host", "0.0.0.0"]
+    (tmp_path / "temporary").mkdir()
     with (tmp_path / "said").open("wb") as said:
-        process = subprocess.Popen([*command, "--model", str(model)], stdout=said, stderr=said, cwd=tmp_path)
+        process = subprocess.Popen(
+            [*command, "--model", str(model)],
+            stdout=said,
+            stderr=said,
+            cwd=tmp_path,
+            env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        )
     pause = threading.Event()
     for _ in range(1200):
         if "Ctrl+C" in (tmp_path / "said").read_text() or process.poll() is not None:
             break
         pause.wait(0.1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert list((tmp_path / "temporary").glob("nextscale-demo-*"))
+    process.send_signal(sent)
+    assert process.wait(timeout=60) == code
+    assert not list((tmp_path / "temporary").glob("nextscale-demo-*"))
     text = (tmp_path / "said").read_text()
     assert text.startswith("warning: 0.0.0.0 can be reached from other machines")
-    assert "http://localhost:" in text and text.strip().endswith("interrupted") and "Traceback" not in text
+    assert "http://localhost:" in text and "Traceback" not in text
+    assert text.strip().endswith("interrupted") is (sent == signal.SIGINT)

@@ -25,7 +25,7 @@ from nextscale.generation.loop import StepInfo
 from nextscale.generation.request import convert_images
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 
-KEPT = 64  # drawn batches that are remembered, so that a change of SSG draws the guided pictures alone
+KEPT = 32  # drawn batches that are remembered, so that a change of SSG draws the guided pictures alone
 FRAME = 256  # pixels a side, at most, of the pictures of single steps
 _PATIENCE = 0.5  # seconds between two looks at whether the thread that draws is still there
 

@@ -67,7 +67,7 @@ class Page:
         add("classes", gr.Dropdown([], label="Classes", multiselect=True, allow_custom_value=True))
         add("prompts", gr.Textbox(label="Prompts, one a line", lines=2, max_lines=8, visible=False))
         add("negative_prompt", gr.Textbox(label="Keep away from", visible=False))
-        with gr.Row(elem_classes="ns-tight"):
+        with gr.Row(elem_id="ns-sizes", elem_classes="ns-tight"):
             for name, known, label in (("aspect_ratio", RATIOS, "Shape"), ("pixels", BUDGETS, "Pixels")):
                 add(name, gr.Dropdown(list(known), label=label, visible=False, min_width=120))
         with gr.Row(elem_id="ns-seeds", elem_classes="ns-tight"):

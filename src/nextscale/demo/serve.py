@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -83,9 +84,17 @@ def serve(
         address = _launch(blocks, host, port, Path(folder))
         ready(address)
         try:
-            threading.Event().wait()  # until Ctrl+C
+            _end_asked_for().wait()  # or Ctrl+C
         finally:
             blocks.close(verbose=False)
+
+
+def _end_asked_for() -> threading.Event:
+    """Set when the process is asked to end, so that it can do so with nothing left behind."""
+    asked = threading.Event()
+    if threading.current_thread() is threading.main_thread():  # no other may take signals
+        signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    return asked
 
 
 def _launch(blocks: Any, host: str, port: int | None, folder: Path) -> str:
