@@ -44,13 +44,14 @@ def test_which_addresses_are_this_machine_alone(host: str, expected: bool):
 
 def test_without_gradio_the_message_says_how_to_get_it(monkeypatch, tmp_path: Path, environment):
     monkeypatch.setitem(sys.modules, "gradio", None)  # what an import of it finds
-    with pytest.raises(MissingDependencyError, match=r'pip install "nextscale\[demo\]"'):
-        serve.build([], pictures, tmp_path)
+    for start in (serve.require_gradio, lambda: serve.build([], pictures, tmp_path)):
+        with pytest.raises(MissingDependencyError, match=r'pip install "nextscale\[demo\]"'):
+            start()
 
 
 def test_telemetry_is_off_before_gradio_is_imported(environment):
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "True"
-    serve.silence()
+    serve.require_gradio()
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
 

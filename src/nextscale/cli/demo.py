@@ -81,9 +81,9 @@ def demo(
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
     with working("loading"):
         from nextscale.cli import pictures
-        from nextscale.demo.serve import HOST, is_loopback, serve, silence
+        from nextscale.demo.serve import HOST, is_loopback, require_gradio, serve
 
-        silence()
+        require_gradio()
         offers = [offer(choice, device, dtype) for choice in choices]
     if not is_loopback(host):
         note(

@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,17 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def silence() -> None:
-    """Turn off what gradio and the hub's client would otherwise ask or tell servers elsewhere.
+def require_gradio() -> None:
+    """Import gradio, told beforehand not to ask or tell servers elsewhere anything.
 
-    Has to be called before gradio is imported.
+    Raises MissingDependencyError where it is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        import_module("gradio")
+    except ImportError:
+        raise MissingDependencyError('the page is made with gradio: pip install "nextscale[demo]"') from None
 
 
 def stay_offline() -> None:
@@ -50,12 +55,7 @@ def build(offers: Sequence[Offer], files: PictureFiles, folder: Path) -> Any:
 
     Raises MissingDependencyError without gradio.
     """
-    silence()
-    try:
-        import gradio
-    except ImportError:
-        raise MissingDependencyError('the page is made with gradio: pip install "nextscale[demo]"') from None
-    del gradio
+    require_gradio()
     from nextscale.demo.page import Page
 
     return Page(Desk(Shelf(offers), files, folder)).build()
@@ -76,7 +76,6 @@ def serve(
 
     Raises MissingDependencyError without gradio, and InvalidArgumentError if the address cannot be had.
     """
-    silence()
     with tempfile.TemporaryDirectory(prefix="nextscale-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
         blocks = build(offers, files, Path(folder) / "pictures")
