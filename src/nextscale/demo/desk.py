@@ -29,6 +29,7 @@ from nextscale.guidance.ssg import ScaledSpatialGuidance
 
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
 Changes = dict[str, Any]
+_WAITING = views.working("Waiting for its turn")
 
 
 class PictureFiles(Protocol):
@@ -90,7 +91,7 @@ class Desk:
             return {"status": views.ready("Settings changed. Press Draw to see what they do.")}
         if visit.job.partition("#")[0] == query and not visit.ticket.is_set():
             return {}  # on the page already, or on its way
-        return {"job": visit.want(query), **_editor(model, settings)}
+        return {"job": visit.want(query), "status": _WAITING, **_editor(model, settings)}
 
     def reseed(self, visit: Visit, values: Mapping[str, Any], *, draw: bool) -> Changes:
         """Fresh random numbers, everything else as it is."""
@@ -119,7 +120,7 @@ class Desk:
         """All controls as these settings are, and a job if they are to be drawn."""
         changes: Changes = controls_of(model, settings, self.shelf.names)
         if draw:
-            return {**changes, "job": visit.want(settings.to_query(model.key))}
+            return {**changes, "job": visit.want(settings.to_query(model.key)), "status": _WAITING}
         visit.stop()
         return {**changes, "status": views.ready("Press Draw to make the pictures.")}
 

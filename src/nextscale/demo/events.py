@@ -17,8 +17,8 @@ from nextscale.demo.drawing import out_of_memory
 from nextscale.demo.visits import Visit
 from nextscale.errors import NextscaleError
 
-DRAWING = "drawing"  # what needs a model happens one after the other, for all visitors together
-AT_ONCE = 16  # what needs none is answered side by side
+DRAWING = "drawing"  # what has this name happens one after the other, for all visitors together
+AT_ONCE = 16  # everything else is answered side by side
 
 # Controls that are read when they are used, and those where typing has to end first.
 CHOSEN = (
@@ -57,7 +57,7 @@ class Connection:
     def connect(self, blocks: Any) -> None:
         desk, parts = self.desk, self.parts
         view, controls = ["kind", "gain"], list(NAMES)
-        self.on([blocks.load], desk.arrive, ["arrival"], js="() => window.nextscaleArrival()", slow=True)
+        self.on([blocks.load], desk.arrive, ["arrival"], js="() => window.nextscaleArrival()")
         self.on(
             [parts["job"].change],
             self.draw,
@@ -69,14 +69,14 @@ class Connection:
             show_progress="minimal",
             show_progress_on=parts["status"],
         )
-        self.on([parts["model"].select], desk.switch, ["model", "count", "seed"], slow=True)
+        self.on([parts["model"].select], desk.switch, ["model", "count", "seed"])
         moved = [parts[n].input for n in CHOSEN] + [parts[n].submit for n in TYPED]
         moved += [parts[n].blur for n in TYPED] + [parts["beta"].input]
         self.on(moved, self.changed, ["live", *controls], trigger_mode="always_last")
         self.on([parts["go"].click], self.pressed, controls)
         self.on([parts["reseed"].click], self.reseeded, ["live", *controls])
         self.on([parts["cancel"].click], desk.cancel)
-        self.on([parts["picture"].upload], desk.open, ["picture"], slow=True)
+        self.on([parts["picture"].upload], desk.open, ["picture"])
         self.on([parts["draw_strip"].click], desk.draw_strip, slow=True)
         self.on([parts["kind"].input, parts["gain"].input], self.differ, view)
         self.on_click("thumbs", self.pick, view)
@@ -119,7 +119,7 @@ class Connection:
         slow: bool = False,
         **options: Any,
     ) -> None:
-        """Let triggers call a method with the visit and the values of some parts. slow: it needs a model."""
+        """Let triggers call a method with the visit and the values of some parts. slow: it draws."""
         usual = {"show_progress": "hidden", "api_visibility": "private"}
         queue = self.lane if slow else {"concurrency_limit": AT_ONCE}
         given = [self.parts[name] for name in inputs or []]
@@ -134,7 +134,12 @@ class Connection:
 
         given = [self.parts[name] for name in inputs or []]
         self.parts[part].click(
-            handler, given, self.outputs, show_progress="hidden", api_visibility="private", **self.lane
+            handler,
+            given,
+            self.outputs,
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_limit=AT_ONCE,
         )
 
     def _handler(self, method: Callable[..., Any]) -> Callable[..., Any]:

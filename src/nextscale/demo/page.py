@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 
 from nextscale.demo import views
-from nextscale.demo.controls import PER_STEP
+from nextscale.demo.controls import PER_STEP, controls_of
 from nextscale.demo.desk import Desk
 from nextscale.demo.events import connect
 from nextscale.demo.pictures import DIFFERENCES, GAINS
-from nextscale.demo.settings import BUDGETS, NORMS, PRIORS, RATIOS, SAMPLERS
+from nextscale.demo.settings import BUDGETS, NORMS, PRIORS, RATIOS, SAMPLERS, Settings
 from nextscale.guidance.ssg import REMEMBER
 
 TITLE = "nextscale: what Scaled Spatial Guidance does"
@@ -41,6 +41,9 @@ class Page:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self.parts: dict[str, Any] = {}
+        model = desk.shelf.get(desk.shelf.names[0])
+        settings = model.complete(Settings(model.offer.name))
+        self.first = controls_of(model, settings, desk.shelf.names)
 
     def build(self) -> Any:
         """The page as gradio has it, not yet served."""
@@ -61,61 +64,59 @@ class Page:
         self.parts[name] = part
         return part
 
+    def _control(self, name: str, kind: Any, **options: Any) -> None:
+        """A part whose value is a setting; it begins as the first model has it."""
+        self._add(name, kind(**{**options, **self.first.get(name, {})}))
+
     def _controls(self) -> None:
-        add = self._add
-        add("model", gr.Dropdown(self.desk.shelf.names, label="Model", filterable=False))
-        add("classes", gr.Dropdown([], label="Classes", multiselect=True, allow_custom_value=True))
-        add("prompts", gr.Textbox(label="Prompts, one a line", lines=2, max_lines=8, visible=False))
-        add("negative_prompt", gr.Textbox(label="Keep away from", visible=False))
+        add, control = self._add, self._control
+        control("model", gr.Dropdown, label="Model", filterable=False)
+        control("classes", gr.Dropdown, label="Classes", multiselect=True, allow_custom_value=True)
+        control("prompts", gr.Textbox, label="Prompts, one a line", lines=2, max_lines=8)
+        control("negative_prompt", gr.Textbox, label="Keep away from")
         with gr.Row(elem_id="ns-sizes", elem_classes="ns-tight"):
             for name, known, label in (("aspect_ratio", RATIOS, "Shape"), ("pixels", BUDGETS, "Pixels")):
-                add(name, gr.Dropdown(list(known), label=label, visible=False, min_width=120))
+                control(name, gr.Dropdown, choices=list(known), label=label, min_width=120)
         with gr.Row(elem_id="ns-seeds", elem_classes="ns-tight"):
-            add("seed", gr.Textbox(label="Seed", placeholder="7, or 7, 3, 12", max_lines=1, min_width=90))
-            add("count", gr.Number(label="Pictures each", precision=0, min_width=90))
+            control("seed", gr.Textbox, label="Seed", placeholder="7, or 7, 3, 12", max_lines=1, min_width=90)
+            control("count", gr.Number, label="Pictures each", precision=0, min_width=90)
             add("reseed", gr.Button("New seeds", size="sm", min_width=90, elem_id="ns-reseed"))
-        add(
-            "beta",
-            gr.HTML(
-                {},
-                html_template='<div class="ns-beta"></div>',
-                js_on_load=asset("beta.js").replace("PER_STEP", repr(PER_STEP)),
-                elem_id="ns-beta",
-            ),
-        )
+        script = asset("beta.js").replace("PER_STEP", repr(PER_STEP))
+        frame = '<div class="ns-beta"></div>'
+        control("beta", gr.HTML, html_template=frame, js_on_load=script, elem_id="ns-beta")
         with gr.Row(elem_classes="ns-tight"):
             add("go", gr.Button("Draw", variant="primary", min_width=120, elem_id="ns-draw"))
             add("cancel", gr.Button("Cancel", min_width=90, elem_id="ns-cancel"))
         with gr.Row(elem_classes="ns-tight ns-switches"):
-            add("live", gr.Checkbox(label="Draw at every change", container=False, min_width=150))
+            control("live", gr.Checkbox, label="Draw at every change", container=False, min_width=150)
             add("frames", gr.Checkbox(True, label="Show every scale", container=False, min_width=150))
+        self._folded()
+
+    def _folded(self) -> None:
         with gr.Accordion("What the prior is made of", open=False):
             self._choice("prior", PRIORS, "Prior", "How the step before is enlarged")
             self._choice("norm", NORMS, "Norm", "Normalisation of its cosine transform")
             self._choice("remember", REMEMBER, "Remembers", "The logits that the next prior is made from")
         with gr.Accordion("Sampling and classifier-free guidance", open=False):
-            self._sampling()
+            with gr.Row(elem_classes="ns-tight"):
+                self._control("guidance_scale", gr.Number, label="CFG scale", min_width=110)
+                self._control("temperature", gr.Number, label="Temperature", min_width=110)
+            with gr.Row(elem_classes="ns-tight"):
+                self._control("top_k", gr.Number, label="Top-k", precision=0, min_width=80)
+                self._control("top_p", gr.Number, label="Top-p", min_width=80)
+                self._control("min_p", gr.Number, label="Min-p", min_width=80)
+            self._choice("sampler", SAMPLERS, "Sampler")
+            self._control("more_smooth", gr.Checkbox, label="Mix codes (more smooth)")
+            self._control("residual", gr.Checkbox, label="Draw the continuous residual")
         with gr.Accordion("Open a picture", open=False):
             gr.HTML(
                 '<p class="ns-note">A PNG from this page or from <code>nextscale generate</code>: it holds '
                 "the settings it was made with.</p>"
             )
-            add("picture", gr.File(label="PNG", file_types=[".png"], type="filepath", height=110))
+            self._add("picture", gr.File(label="PNG", file_types=[".png"], type="filepath", height=110))
 
     def _choice(self, name: str, known: tuple[str, ...], label: str, info: str | None = None) -> None:
-        self._add(name, gr.Radio(list(known), label=label, info=info, elem_classes="ns-radio"))
-
-    def _sampling(self) -> None:
-        with gr.Row(elem_classes="ns-tight"):
-            for name, label in (("guidance_scale", "CFG scale"), ("temperature", "Temperature")):
-                self._add(name, gr.Number(label=label, min_width=110))
-        with gr.Row(elem_classes="ns-tight"):
-            self._add("top_k", gr.Number(label="Top-k", precision=0, min_width=80))
-            self._add("top_p", gr.Number(label="Top-p", min_width=80))
-            self._add("min_p", gr.Number(label="Min-p", min_width=80))
-        self._choice("sampler", SAMPLERS, "Sampler")
-        self._add("more_smooth", gr.Checkbox(label="Mix codes (more smooth)", visible=False))
-        self._add("residual", gr.Checkbox(label="Draw the continuous residual", visible=False))
+        self._control(name, gr.Radio, choices=list(known), label=label, info=info)
 
     def _stage(self) -> None:
         add = self._add
