@@ -142,7 +142,7 @@ class Desk:
         yield {"status": views.working("Getting ready")}
         model = self.shelf.get(wanted.model)
         settings = model.complete(wanted)
-        started = time.monotonic()
+        started, fresh = time.monotonic(), False
         arms: list[Arm] = []
         try:
             for ssg in (None, settings.guidance()):
@@ -150,6 +150,7 @@ class Desk:
                     if isinstance(news, Arm):
                         arms.append(news)
                     else:
+                        fresh = True
                         yield self._underway(visit, model, settings, arms, news)
         except Cancelled:
             yield from self._cancelled(visit)
@@ -159,9 +160,9 @@ class Desk:
         visit.chosen = min(visit.chosen, len(arms[0].images) - 1)
         query = settings.to_query(model.key)
         visit.remember(_entry(shown, visit.chosen, query))
-        seconds = time.monotonic() - started
         count = len(settings.wanted)
-        said = f"{count} picture{'s' * (count > 1)}, each without and with SSG, in {seconds:.1f} s"
+        took = f"in {time.monotonic() - started:.1f} s" if fresh else "as drawn before"
+        said = f"{count} picture{'s' * (count > 1)}, each without and with SSG, {took}"
         yield {
             "status": views.ready(said),
             **self.show(visit, view),
