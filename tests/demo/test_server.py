@@ -23,7 +23,7 @@ SHIP = "?model=cifar10&label=ship&count=1&ssg=0.6&seed="
 
 @pytest.fixture(scope="module")
 def client(server) -> Iterator[Client]:
-    client = Client(server.address, verbose=False, analytics_enabled=False)
+    client = Client(server.address, verbose=False, analytics_enabled=False, download_files=False)
     yield client
     client.close()
 
@@ -35,7 +35,7 @@ def draw(client: Client, query: Any, view: tuple[Any, Any] = ("signed", 2)) -> s
 
 def test_twenty_visitors_at_once_all_get_their_pictures(server):
     def visit(seed: int) -> str:
-        client = Client(server.address, verbose=False, analytics_enabled=False)
+        client = Client(server.address, verbose=False, analytics_enabled=False, download_files=False)
         try:
             return draw(client, f"{SHIP}{seed}")
         finally:

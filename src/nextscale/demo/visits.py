@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import threading
 from collections import OrderedDict
@@ -69,7 +70,6 @@ class Visits:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._visits: OrderedDict[str, Visit] = OrderedDict()
-        self._count = 0
         self._lock = threading.Lock()
 
     def of(self, name: str | None) -> Visit:
@@ -79,8 +79,8 @@ class Visits:
             if name not in self._visits:
                 while len(self._visits) >= bounds.VISITS:
                     self._end(next(iter(self._visits)))
-                self._count += 1
-                self._visits[name] = Visit(self._folder / f"{self._count}")
+                # A name that no other visitor could guess, since files are fetched by their names.
+                self._visits[name] = Visit(self._folder / secrets.token_hex(16))
             self._visits.move_to_end(name)
             return self._visits[name]
 
