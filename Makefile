@@ -6,11 +6,14 @@ DEMO ?= demo.png
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo page test lint clean
 
 demo: $(STAMP)
 	$(BIN)/nextscale compare --output $(DEMO)
 	@echo "The picture is in $(abspath $(DEMO))"
+
+page: $(STAMP)
+	$(BIN)/nextscale demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -19,6 +22,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=nextscale-comfyui $(BIN)/mypy --module nodes
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,309 @@
+"""What happens when a visitor does something: from the values of controls to what the page shows then.
+
+Everything is by the names of the page's parts, and nothing here knows gradio. A method returns or yields what
+changes: ``{"status": html, ...}``.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL.Image import Image
+
+from nextscale.demo import bounds, recipes, views
+from nextscale.demo.controls import Update, beta_value, controls_of, settings_of
+from nextscale.demo.drawing import Arm, Cancelled, Step, Studio
+from nextscale.demo.models import Model, Shelf
+from nextscale.demo.opening import from_picture
+from nextscale.demo.pictures import DIFFERENCES, GAINS, data_uri, thumbnail
+from nextscale.demo.settings import Settings, as_text
+from nextscale.demo.views import Shown
+from nextscale.demo.visits import Entry, Visit, Visits
+from nextscale.errors import InvalidArgumentError
+from nextscale.guidance.ssg import ScaledSpatialGuidance
+
+STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
+Changes = dict[str, Any]
+_WAITING = views.working("Waiting for its turn")
+
+
+class PictureFiles(Protocol):
+    """PNG files with settings in them, as the command line writes and reads them."""
+
+    def save_png(self, image: Image, path: Path, settings: Mapping[str, Any]) -> None: ...
+
+    def read_settings(self, path: Path) -> dict[str, Any]: ...
+
+    def single_settings(self, settings: Mapping[str, Any], index: int, batch_size: int) -> dict[str, Any]: ...
+
+    def file_name(self, index: int, subject: str, seed: int, suffix: str = "") -> str: ...
+
+
+@dataclass(frozen=True)
+class View:
+    """How a difference is shown."""
+
+    kind: str = "signed"
+    gain: int = 2
+
+    @classmethod
+    def read(cls, kind: Any, gain: Any) -> View:
+        """Raises InvalidArgumentError for values that the page does not offer."""
+        if gain not in GAINS:
+            raise InvalidArgumentError(
+                f"a difference is shown {GAINS} times as strong, not {bounds.shown(gain)}"
+            )
+        return cls(bounds.one_of(kind, "difference", DIFFERENCES), int(gain))
+
+
+class Desk:
+    """The page's server side: models, pictures drawn so far, visits. files: how PNG files are written."""
+
+    def __init__(self, shelf: Shelf, files: PictureFiles, folder: Path) -> None:
+        self.shelf, self.files = shelf, files
+        self.studio, self.visits = Studio(), Visits(folder)
+
+    # ------------------------------------------------------------------ settings
+
+    def arrive(self, visit: Visit, query: str) -> Changes:
+        """A page is opened, with the settings of a link or without. Loads the model."""
+        wanted = Settings.from_query(query, self.shelf.names[0])
+        model = self.shelf.get(wanted.model)
+        return self._set(visit, model, model.complete(wanted), draw=bool(query.strip("?")) or model.is_quick)
+
+    def switch(self, visit: Visit, name: str, count: Any, seed: Any) -> Changes:
+        """Another model is chosen: its own settings, and the seeds as they are."""
+        model = self.shelf.get(bounds.text(name, "model"))
+        settings = model.complete(Settings(name).changed(count=count, seed=seed))
+        return self._set(visit, model, settings, draw=model.is_quick)
+
+    def change(self, visit: Visit, values: Mapping[str, Any], *, draw: bool) -> Changes:
+        """A control has been moved. draw: whether that is to be drawn, or waits for the button."""
+        model = self.shelf.get(bounds.text(values["model"], "model"))
+        settings = model.complete(settings_of(values, model))
+        query = settings.to_query(model.key)
+        if not draw:
+            return {"status": views.ready("Settings changed. Press Draw to see what they do.")}
+        if visit.job.partition("#")[0] == query and not visit.ticket.is_set():
+            return {}  # on the page already, or on its way
+        return {"job": visit.want(query), "status": _WAITING, **_editor(model, settings)}
+
+    def reseed(self, visit: Visit, values: Mapping[str, Any], *, draw: bool) -> Changes:
+        """Fresh random numbers, everything else as it is."""
+        seed = str(secrets.randbelow(2**20))  # short enough to be read aloud
+        return {"seed": Update(value=seed), **self.change(visit, {**values, "seed": seed}, draw=draw)}
+
+    def open(self, visit: Visit, path: str) -> Changes:
+        """A picture with settings in it is opened."""
+        settings, index = from_picture(self.files.read_settings(Path(path)), self.shelf)
+        visit.chosen = index
+        return self._set(visit, self.shelf.get(settings.model), settings, draw=True)
+
+    def recall(self, visit: Visit, index: Any) -> Changes:
+        """An entry of the gallery is chosen."""
+        entry = visit.gallery[bounds.whole(index, "entry", 0, len(visit.gallery) - 1)]
+        settings = Settings.from_query(entry.query, self.shelf.names[0])
+        return self._set(visit, self.shelf.get(settings.model), settings, draw=True)
+
+    def take_strength(self, visit: Visit, value: Any) -> Changes:
+        """A picture of the strip is chosen: its strength becomes that of the page."""
+        shown = _require(visit)
+        settings = shown.settings.changed(ssg=bounds.number(value, "ssg", 0.0, bounds.BETA))
+        return self._set(visit, self.shelf.get(settings.model), settings, draw=True)
+
+    def _set(self, visit: Visit, model: Model, settings: Settings, *, draw: bool) -> Changes:
+        """All controls as these settings are, and a job if they are to be drawn."""
+        changes: Changes = controls_of(model, settings, self.shelf.names)
+        if draw:
+            return {**changes, "job": visit.want(settings.to_query(model.key)), "status": _WAITING}
+        visit.stop()
+        return {**changes, "status": views.ready("Press Draw to make the pictures.")}
+
+    # ------------------------------------------------------------------ drawing
+
+    def draw(self, visit: Visit, job: str, frames: bool, view: View) -> Iterator[Changes]:
+        """Draw what a job names, without and with SSG, and show every step of it.
+
+        job: settings as a URL has them; behind a ``#`` a number that makes it unlike others. One that is no
+        longer the visit's newest is passed over.
+        """
+        if visit.job not in ("", job):
+            return
+        ticket = visit.ticket if visit.job == job else visit.begin()
+        if ticket.is_set():  # while it waited for its turn
+            yield from self._cancelled(visit)
+            return
+        wanted = Settings.from_query(job, self.shelf.names[0])
+        yield {"status": views.working("Getting ready")}
+        model = self.shelf.get(wanted.model)
+        settings = model.complete(wanted)
+        started, fresh = time.monotonic(), False
+        arms: list[Arm] = []
+        try:
+            for ssg in (None, settings.guidance()):
+                for news in self.studio.draw(model, settings, ssg, ticket, frames=frames):
+                    if isinstance(news, Arm):
+                        arms.append(news)
+                    else:
+                        fresh = True
+                        yield self._underway(visit, model, settings, arms, news)
+        except Cancelled:
+            yield from self._cancelled(visit)
+            return
+        shown = Shown(settings, arms[0], arms[1], model.schedule(settings).grids)
+        visit.shown, visit.strip = shown, []
+        visit.chosen = min(visit.chosen, len(arms[0].images) - 1)
+        query = settings.to_query(model.key)
+        visit.remember(_entry(shown, visit.chosen, query))
+        count = len(settings.wanted)
+        took = f"in {time.monotonic() - started:.1f} s" if fresh else "as drawn before"
+        said = f"{count} picture{'s' * (count > 1)}, each without and with SSG, {took}"
+        yield {
+            "status": views.ready(said),
+            **self.show(visit, view),
+            "link": query,
+            "python": recipes.as_python(model, settings),
+            "command": recipes.as_command(model, settings),
+        }
+
+    def draw_strip(self, visit: Visit) -> Iterator[Changes]:
+        """The pictures of the page at several strengths."""
+        shown = _require(visit)
+        model, ticket = self.shelf.get(shown.settings.model), visit.begin()
+        found: list[tuple[str, str, list[Any]]] = []
+        arms = strengths(shown.settings)
+        try:
+            for number, (name, value, ssg) in enumerate(arms):
+                for news in self.studio.draw(model, shown.settings, ssg, ticket, frames=False):
+                    if isinstance(news, Arm):
+                        found.append((name, value, news.images))
+                    else:
+                        done, total = number * news.total + news.done, len(arms) * news.total
+                        yield {"status": views.working(f"Strip: {name}", done, total)}
+        except Cancelled:
+            yield from self._cancelled(visit)
+            return
+        visit.strip = found
+        yield {"status": views.ready("The strip is drawn."), "strip": _strip(visit)}
+
+    def _underway(
+        self, visit: Visit, model: Model, settings: Settings, arms: Sequence[Arm], step: Step
+    ) -> Changes:
+        name = "With SSG" if arms else "Without SSG"
+        total = 2 * step.total
+        text = f"{name}: step {step.done} of {step.total}"
+        changes = {"status": views.working(text, step.done + len(arms) * step.total, total)}
+        index = min(visit.chosen, len(settings.wanted) - 1)
+        frame = step.frames[index] if index < len(step.frames) else ""
+        if frame:
+            plain = data_uri(arms[0].images[index]) if arms else frame
+            changes["slider"] = views.slider(
+                plain,
+                frame if arms else "",
+                model.image_size(settings),
+                views.strength(settings),
+                f"{settings.wanted[index]} · seed {settings.seeds[index]}",
+                f" · {text.lower()}",
+            )
+        return changes
+
+    def _cancelled(self, visit: Visit) -> Iterator[Changes]:
+        """What was there before, unless something newer is on its way."""
+        before = visit.shown
+        slider = views.finished_slider(before, visit.chosen) if before else views.waiting_slider((1, 1))
+        yield {"status": views.ready("Cancelled."), "slider": slider}
+
+    def cancel(self, visit: Visit) -> Changes:
+        """Stop what is being drawn, or waits to be."""
+        visit.stop()
+        return {"status": views.ready("Cancelled.")}
+
+    # ------------------------------------------------------------------ looking
+
+    def pick(self, visit: Visit, index: Any, view: View) -> Changes:
+        """Another picture of the page is to be shown large."""
+        shown = _require(visit)
+        visit.chosen = bounds.whole(index, "picture", 0, len(shown.plain.images) - 1)
+        return self.show(visit, view)
+
+    def show(self, visit: Visit, view: View) -> Changes:
+        """Everything about the chosen picture."""
+        shown, index = _require(visit), visit.chosen
+        return {
+            "slider": views.finished_slider(shown, index),
+            "pair": views.pair(shown, index),
+            "change": self.difference(visit, view)["change"],
+            "thumbs": views.thumbs(shown, index),
+            "film": views.film(shown, index),
+            "curves": views.curves(shown, index),
+            "strip": _strip(visit),
+            "gallery": views.gallery([(e.plain, e.guided, e.caption) for e in visit.gallery]),
+            **self._files(visit),
+        }
+
+    def difference(self, visit: Visit, view: View) -> Changes:
+        """The difference anew, shown in another way."""
+        shown = _require(visit)
+        return {"change": views.change(shown, visit.chosen, view.kind, view.gain)}  # type: ignore[arg-type]
+
+    def _files(self, visit: Visit) -> Changes:
+        """The two PNG files of the chosen picture; each makes itself again with ``generate --from``."""
+        shown, index = _require(visit), visit.chosen
+        visit.folder.mkdir(parents=True, exist_ok=True)
+        found: Changes = {}
+        for part, arm, suffix in (
+            ("save_plain", shown.plain, "without"),
+            ("save_guided", shown.guided, f"ssg-{as_text(max(shown.settings.ssg or (0.0,)))}"),
+        ):
+            settings = self.files.single_settings(arm.settings, index, arm.settings["batch_size"])
+            name = self.files.file_name(
+                index, shown.settings.wanted[index], shown.settings.seeds[index], suffix
+            )
+            self.files.save_png(arm.images[index], visit.folder / name, settings)
+            found[part] = Update(value=str(visit.folder / name), interactive=True)
+        return found
+
+
+def strengths(settings: Settings) -> list[tuple[str, str, ScaledSpatialGuidance | None]]:
+    """Names, values and guidance of the strip. Where strengths are given per step, all are multiplied."""
+    ssg, several = settings.ssg or (0.0,), len(settings.ssg or ()) > 1
+    shares = sorted({*STRIP, *(() if several else ssg)})
+    found: list[tuple[str, str, ScaledSpatialGuidance | None]] = []
+    for share in shares:
+        scaled = tuple(share * beta for beta in ssg) if several else (share,)
+        name = f"× {as_text(share)}" if several else f"β {as_text(share)}"
+        guided = replace(settings, ssg=scaled).guidance() if share else None
+        found.append((name, "" if several else as_text(share), guided))
+    return found
+
+
+def _strip(visit: Visit) -> str:
+    if not visit.strip or visit.shown is None:
+        return ""
+    settings = visit.shown.settings
+    current = "" if len(settings.ssg or ()) > 1 else as_text((settings.ssg or (0.0,))[0])
+    entries = [(name, value, images[visit.chosen]) for name, value, images in visit.strip]
+    hint = "" if len(settings.ssg or ()) > 1 else " Choose one to take its β."
+    return views.strip(entries, current, f"{visit.shown.caption(visit.chosen)}, from the same noise.{hint}")
+
+
+def _entry(shown: Shown, index: int, query: str) -> Entry:
+    plain, guided = (
+        data_uri(thumbnail(arm.images[index], views.THUMB)) for arm in (shown.plain, shown.guided)
+    )
+    return Entry(query, plain, guided, f"{shown.caption(index)} · {views.strength(shown.settings)}")
+
+
+def _editor(model: Model, settings: Settings) -> Changes:
+    return {"beta": Update(value=beta_value(model, settings))}
+
+
+def _require(visit: Visit) -> Shown:
+    if visit.shown is None:
+        raise InvalidArgumentError("nothing has been drawn on this page yet; press Draw")
+    return visit.shown
