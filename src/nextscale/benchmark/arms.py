@@ -181,7 +181,10 @@ def _dct(n: int, like: Tensor) -> Tensor:
 
 
 def limits(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> dict[str, float]:
-    """The most operations a second this machine was seen to do in a large product, and in a convolution."""
+    """The most operations a second this machine was seen to do in a large product, and in a convolution.
+
+    The product by way of the library's kernels, and as PyTorch does it, for comparison.
+    """
     x, w = (
         torch.randn(2048, 1024, device=device, dtype=dtype),
         torch.randn(4096, 1024, device=device, dtype=dtype),
@@ -192,6 +195,11 @@ def limits(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> dict[s
     kernel = torch.randn(320, 320, 3, 3, device=device, dtype=dtype)
     return {
         "matrix_product": 2 * 2048 * 1024 * 4096 / _fastest(lambda: linear(x, w), device, repeats),
+        "matrix_product_by_torch": 2
+        * 2048
+        * 1024
+        * 4096
+        / _fastest(lambda: F.linear(x, w), device, repeats),
         "convolution": 2 * 320 * 320 * 9 * 64 * 64
         / _fastest(lambda: F.conv2d(picture, kernel, padding=1), device, repeats),
     }  # fmt: skip

@@ -132,6 +132,8 @@ class Report:
                 f"  {name:<12} {flops / w.batch / 1e9:8.1f} G a picture, limit {limit / 1e9:.0f} G a second, "
                 f"reached {self.fractions()[name]:.0%}"
             )
+        by_torch = self.limits["matrix_product_by_torch"]
+        out.append(f"  that product as PyTorch does it: {by_torch / 1e9:.0f} G a second")
         if self.start:
             out += ["", "start, seconds"]
             out += [f"  {name:<40} {_shown(Spread.of(values))}" for name, values in self.start.items()]
