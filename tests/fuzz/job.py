@@ -21,7 +21,8 @@ from tests.fuzz.targets import TARGETS, Target
 
 from nextscale.errors import NextscaleError
 
-SECONDS = 20
+SECONDS = 20  # of computing, so that a busy machine makes no fault
+WAITING = 300  # seconds by the clock, for what would wait for ever
 MEMORY = 1 << 30  # bytes beyond what the process has when it begins
 MESSAGE = 2000  # characters; a clear error is not longer
 
@@ -154,8 +155,9 @@ def _read(target: Target, folder: Path) -> tuple[str, str]:
     sys.addaudithook(lambda event, arguments: _watch(event, arguments, seen))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(SECONDS)
+    signal.alarm(WAITING)
     try:
         target.read(folder)
         verdict = "read", ""

@@ -53,7 +53,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PARTS = ("config.json", "transformer/config.json", "tokenizer/config.json")
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(part=st.sampled_from(PARTS), data=st.data(), value=JSON)
 def test_any_value_in_a_configuration(model: Path, part: str, data: st.DataObject, value: Any):
     """A model loads, or says in a nextscale error why not."""
