@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
@@ -9,7 +10,16 @@ import pytest
 import torch
 
 from nextscale import VARPipeline
-from nextscale.benchmark.arms import generation, limits, literal_prior, official, spatial_arms
+from nextscale.benchmark.arms import (
+    ONCE,
+    decoded_psnr,
+    generation,
+    limits,
+    literal_prior,
+    official,
+    scipy_prior,
+    spatial_arms,
+)
 from nextscale.errors import InvalidArgumentError
 from nextscale.guidance.prior import spatial_prior
 from nextscale.guidance.ssg import ScaledSpatialGuidance
@@ -58,13 +68,22 @@ def test_a_generation_is_timed_in_two_phases(pipe: VARPipeline) -> None:
 def test_transforms_at_every_call_are_the_same_guidance(before, grid) -> None:
     coarse = torch.randn(2, before[0] * before[1], 7, dtype=torch.float64)
     expected = spatial_prior(coarse, coarse=before, fine=grid, kind="dse", norm="ortho")
-    torch.testing.assert_close(literal_prior(coarse, before, grid), expected, rtol=1e-10, atol=1e-10)
+    for prior in (literal_prior, scipy_prior):
+        torch.testing.assert_close(prior(coarse, before, grid), expected, rtol=1e-10, atol=1e-10)
 
 
 def test_both_forms_of_guidance_are_timed_at_all_steps() -> None:
     arms = spatial_arms([(1, 1), (2, 2), (4, 3)], 2, 16, CPU)
-    assert list(arms) == ["operators made once", "transforms at every call"]
+    assert list(arms) == [ONCE, "matrix products at every call", "scipy.fft at every call"]
     assert all(run()["total"] > 0 for run in arms.values())
+
+
+def test_decoding_in_half_precision_is_compared_for_the_same_tokens(pipe: VARPipeline) -> None:
+    tokens = pipe([0, 1], seed=0, output_type="pt").tokens
+    assert decoded_psnr(pipe, tokens) > 200
+    half = copy.deepcopy(pipe)
+    half.tokenizer.to(torch.bfloat16)
+    assert 20 < decoded_psnr(half, tokens) < 100
 
 
 def test_limits_are_operations_a_second() -> None:

@@ -24,7 +24,7 @@ from nextscale.evaluation.reference import (
     open_samples,
     write_reference,
 )
-from nextscale.evaluation.shards import Shards
+from nextscale.evaluation.shards import SHARD, Shards
 
 
 def called(pictures: Tensor) -> CalledImages:
@@ -141,7 +141,9 @@ def test_references_in_every_form_agree(pictures: Tensor, tmp_path: Path):
     plain = Reference.of_images("folder", called(pictures))
     measured = measure_reference(plain, space, shards)
     assert measured.features is not None and measured.statistics["features"].count == 260
-    assert torch.equal(measured.features, space(pictures)["features"])
+    # In the batches of the files: another batch size moves the last bits of a convolution.
+    expected = torch.cat([space(part)["features"] for part in pictures.split(SHARD)])
+    assert torch.equal(measured.features, expected)
 
     forms = {
         "images": {"images": called(pictures)},
@@ -195,7 +197,7 @@ def test_the_embedded_reference_belongs_to_the_embedded_classifier():
     space = open_space("cifar10-classifier", device="cpu")
     reference.check(space, (32, 32))
     assert reference.count == 10_000 == reference.statistics["features"].count
-    assert reference.features is not None and reference.features.shape == (10_000, 160)
+    assert reference.features is not None and reference.features.shape == (10_000, 192)
     rounded = Moments.of(reference.features).gaussian()
     assert frechet_distance(rounded, reference.statistics["features"]).value == pytest.approx(0, abs=1e-4)
 

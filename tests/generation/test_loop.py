@@ -41,8 +41,8 @@ class Counting:
         cond = torch.sin(base + seen)
         return {b: cond if b == "cond" else torch.cos(base * 1.0) for b in self.branches}
 
-    def accept(self, step: GuidanceStep, tokens: Tensor, filtered: Tensor) -> None:
-        assert tokens.shape == filtered.shape[:2]
+    def accept(self, step: GuidanceStep, tokens: Tensor, guided: Tensor) -> None:
+        assert tokens.shape == guided.shape[:2]
         self.log.append(f"accept {step.index}")
         self.feature_map = self.feature_map + tokens.float().mean(1)[:, None, None, None]
 
@@ -143,9 +143,9 @@ class InParts(Counting):
         index = step.positions[..., None].expand(-1, -1, VOCAB)
         return {b: logits.gather(1, index) for b, logits in whole.items()}
 
-    def accept(self, step: GuidanceStep, tokens: Tensor, filtered: Tensor) -> None:
+    def accept(self, step: GuidanceStep, tokens: Tensor, guided: Tensor) -> None:
         if step.index < 2:  # the parts of the last grid do not see each other
-            super().accept(step, tokens, filtered)
+            super().accept(step, tokens, guided)
 
 
 def test_a_grid_in_parts_is_the_same_grid():

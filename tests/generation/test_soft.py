@@ -12,6 +12,7 @@ from nextscale.generation.tokens import Drawer, Filters
 from nextscale.guidance.base import GuidanceStep
 
 GRIDS = ((1, 1), (2, 2), (3, 3), (4, 4))
+FILTERS = Filters(temperature=[0.5, 1, 2, 3], top_k=5)
 CODES = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
 
 
@@ -43,20 +44,20 @@ def test_removed_codes_have_no_share(code: int):
     ("hold", "ratios"), [(False, [0, 1 / 3, 2 / 3, 1]), (True, [0, 1 / 3, 2 / 3, 2 / 3])]
 )
 def test_the_place_of_a_step(hold: bool, ratios: list[float]):
-    filtered = logits(1)
+    guided = logits(1)
     for index, ratio in enumerate(ratios):
-        soft = SoftCodes([torch.Generator().manual_seed(5)], hold_last=hold)
+        soft = SoftCodes(FILTERS, [torch.Generator().manual_seed(5)], hold_last=hold)
         noise = torch.empty(1, 4, 7).exponential_(generator=torch.Generator().manual_seed(5))
-        found = soft(filtered, GuidanceStep(index, GRIDS), CODES)
-        assert torch.equal(found, mix_codes(filtered, noise, ratio, CODES))
+        found = soft(guided, GuidanceStep(index, GRIDS), CODES)
+        assert torch.equal(found, mix_codes(FILTERS(guided, index), noise, ratio, CODES))
 
 
 def test_images_have_their_own_draws():
-    step, filtered = GuidanceStep(1, GRIDS), logits()
-    both = SoftCodes([torch.Generator().manual_seed(s) for s in (3, 4)])(filtered, step, CODES)
+    step, guided = GuidanceStep(1, GRIDS), logits()
+    both = SoftCodes(FILTERS, [torch.Generator().manual_seed(s) for s in (3, 4)])(guided, step, CODES)
     for row, seed in enumerate((3, 4)):
-        alone = SoftCodes([torch.Generator().manual_seed(seed)])
-        assert torch.equal(alone(filtered[row : row + 1], step, CODES)[0], both[row])
+        alone = SoftCodes(FILTERS, [torch.Generator().manual_seed(seed)])
+        assert torch.equal(alone(guided[row : row + 1], step, CODES)[0], both[row])
 
 
 @pytest.mark.parametrize("sampler", ["paired", "greedy", "multinomial"])
@@ -64,6 +65,7 @@ def test_official_draws_share_one_generator(sampler: str):
     draw = Drawer(sampler, Filters(), [3, 4], [1, 4, 9, 16], torch.device("cpu"))
     found = SoftCodes.of(draw, hold_last=True)
     assert found.hold_last
+    assert found.filters is draw.filters
     expected = [draw.generator] if sampler == "multinomial" else draw.noise.generators
     assert len(found.generators) == len(expected)
     assert all(a is b for a, b in zip(found.generators, expected, strict=True))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
-from nextscale.generation.tokens import Drawer, Filters, ImageNoise, filter_logits, inverse_cdf
+from nextscale.generation.tokens import Drawer, Filters, ImageNoise, filter_logits, inverse_cdf, likeliest
 
 CPU = torch.device("cpu")
 
@@ -283,33 +283,54 @@ def test_further_numbers_continue_where_the_uniforms_end():
     assert torch.equal(torch.randn(4, generator=noise.generators[1]), torch.randn(4, generator=longer))
 
 
-def draw(sampler: Any, logits: Tensor, seeds: list[int], **settings: Any) -> tuple[Tensor, Tensor]:
+def draw(sampler: Any, logits: Tensor, seeds: list[int], **settings: Any) -> Tensor:
     return Drawer(sampler, Filters(**settings), seeds, [logits.shape[1]], CPU)(logits, 0)
 
 
 def test_paired_rows_depend_on_their_seed_alone():
     logits = torch.randn(1, 7, 16, generator=torch.Generator().manual_seed(0)).expand(3, 7, 16)
-    tokens, filtered = draw("paired", logits, [4, 9, 4], top_k=12)
+    tokens = draw("paired", logits, [4, 9, 4], top_k=12)
     assert torch.equal(tokens[0], tokens[2])
     assert not torch.equal(tokens[0], tokens[1])
-    assert torch.equal(tokens[1:2], draw("paired", logits[:1], [9], top_k=12)[0])
-    assert torch.equal(filtered, filter_logits(logits, top_k=12))
+    assert torch.equal(tokens[1:2], draw("paired", logits[:1], [9], top_k=12))
 
 
 def test_paired_takes_a_part_of_the_steps_numbers():
     logits = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
     drawer = Drawer("paired", Filters(), [1, 2], [6], CPU)
-    whole, _ = drawer(logits, 0)
+    whole = drawer(logits, 0)
     part = torch.tensor([4, 0, 5])
-    assert torch.equal(drawer(logits[:, part], 0, part.expand(2, -1))[0], whole[:, part])
+    assert torch.equal(drawer(logits[:, part], 0, part.expand(2, -1)), whole[:, part])
+
+
+@given(st.integers(1, 40), st.integers(0, 10**6), st.booleans(), st.sampled_from([1.0, 0.7]))
+def test_drawing_from_the_likeliest_alone_is_drawing_from_all(
+    k: int, seed: int, coarse: bool, temperature: float
+):
+    logits = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(seed))
+    logits = logits.round() if coarse else logits  # with many ties
+    settings = dict(top_k=k, top_p=0.9, min_p=0.01, temperature=temperature)
+    drawer = Drawer("paired", Filters(**settings), [seed, 1], [5], CPU)
+    expected = inverse_cdf(Filters(**settings)(logits), drawer.noise[0])
+    assert torch.equal(drawer(logits, 0), expected)
+
+
+@given(st.integers(1, 12), st.integers(0, 10**6))
+def test_the_likeliest_come_in_the_order_of_the_vocabulary_with_their_ties(k: int, seed: int):
+    logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(seed)).round()
+    values, order = likeliest(logits, k)
+    assert torch.equal(values, logits.gather(-1, order))
+    assert (order.diff(dim=-1) > 0).all()
+    for row, chosen in zip(logits, order, strict=True):
+        threshold = row.sort(descending=True).values[k - 1]
+        assert set((row >= threshold).nonzero().flatten().tolist()) <= set(chosen.tolist())
 
 
 def test_several_decisions_per_position():
     logits = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0))  # 5 bits
-    tokens, filtered = Drawer("paired", Filters(), [1, 2], [15], CPU, choices=2)(logits, 0)
+    tokens = Drawer("paired", Filters(), [1, 2], [15], CPU, choices=2)(logits, 0)
     assert tokens.shape == (2, 3, 5)
-    assert torch.equal(filtered, logits.view(2, 3, 5, 2))
-    flat, _ = Drawer("paired", Filters(), [1, 2], [15], CPU)(logits.view(2, 15, 2), 0)
+    flat = Drawer("paired", Filters(), [1, 2], [15], CPU)(logits.view(2, 15, 2), 0)
     assert torch.equal(tokens.flatten(1), flat)
 
 
@@ -320,11 +341,11 @@ def test_given_tokens_take_the_place_of_drawn_ones(sampler: Any):
     free = Drawer(sampler, Filters(), [1, 2], [6, 6], CPU)
     bound = Drawer(sampler, Filters(), [1, 2], [6, 6], CPU, given=[given])
     free(logits, 0)
-    assert torch.equal(bound(logits, 0)[0], given.flatten(1))
+    assert torch.equal(bound(logits, 0), given.flatten(1))
     part = torch.tensor([[5, 0], [1, 2]])
-    assert torch.equal(bound(logits[:, :2], 0, part)[0], torch.tensor([[5, 0], [7, 8]]))
+    assert torch.equal(bound(logits[:, :2], 0, part), torch.tensor([[5, 0], [7, 8]]))
     if sampler != "multinomial":  # which draws on, as the official code does
-        assert torch.equal(bound(logits, 1)[0], free(logits, 1)[0])
+        assert torch.equal(bound(logits, 1), free(logits, 1))
 
 
 def test_top_k_per_step():
@@ -342,7 +363,7 @@ def test_top_k_per_step():
 
 def test_greedy():
     logits = torch.randn(2, 6, 16)
-    assert torch.equal(draw("greedy", logits, [0, 1], temperature=3.0, top_p=0.5)[0], logits.argmax(-1))
+    assert torch.equal(draw("greedy", logits, [0, 1], temperature=3.0, top_p=0.5), logits.argmax(-1))
 
 
 def test_multinomial_is_one_call_for_each_step():
@@ -352,7 +373,7 @@ def test_multinomial_is_one_call_for_each_step():
     for step in range(2):
         rows = filter_logits(logits, top_k=10).softmax(-1).view(12, 16)
         expected = torch.multinomial(rows, 1, replacement=True, generator=generator).view(2, 6)
-        assert torch.equal(drawer(logits, step)[0], expected)
+        assert torch.equal(drawer(logits, step), expected)
 
 
 def test_unknown_sampler():

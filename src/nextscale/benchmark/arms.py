@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
+import importlib.util
 import io
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +25,13 @@ from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.guidance.base import CONDITIONAL, GuidanceStep
 from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.kernels import linear
 from nextscale.nn.placement import Placement
 from nextscale.scales import PRESETS, Grid
 
+Prior = Callable[[Tensor, Grid, Grid], Tensor]
+
+ONCE = "operators made once"
 HEAD = 64  # channels of the published models per layer of depth
 REDUCTION = 16
 
@@ -99,7 +106,11 @@ class _Handles:
 def spatial_arms(
     grids: Sequence[Grid], batch: int, vocabulary: int, device: torch.device
 ) -> dict[str, Callable[[], Seconds]]:
-    """SSG on all steps of a generation: as the library does it, and by transforms at every call."""
+    """SSG on all steps of a generation: as the library does it, and by transforms at every call.
+
+    The transforms are matrix products with cosines made for the purpose, and, on a CPU and where it is
+    installed, scipy's.
+    """
     generator = torch.Generator().manual_seed(0)
     logits = [torch.randn(batch, h * w, vocabulary, generator=generator).to(device) for h, w in grids]
     ssg = ScaledSpatialGuidance(beta=0.6)
@@ -112,14 +123,20 @@ def spatial_arms(
         state.end()
         return {"total": _now(device) - start}
 
-    def transforms() -> Seconds:
-        start = _now(device)
-        for index in range(1, len(grids)):
-            prior = literal_prior(logits[index - 1], grids[index - 1], grids[index])
-            torch.add(logits[index], logits[index] - prior, alpha=0.6)
-        return {"total": _now(device) - start}
+    def every_call(prior: Prior) -> Callable[[], Seconds]:
+        def run() -> Seconds:
+            start = _now(device)
+            for index in range(1, len(grids)):
+                made = prior(logits[index - 1], grids[index - 1], grids[index])
+                torch.add(logits[index], logits[index] - made, alpha=0.6)
+            return {"total": _now(device) - start}
 
-    return {"operators made once": fused, "transforms at every call": transforms}
+        return run
+
+    arms = {ONCE: fused, "matrix products at every call": every_call(literal_prior)}
+    if device.type == "cpu" and importlib.util.find_spec("scipy"):
+        arms["scipy.fft at every call"] = every_call(scipy_prior)
+    return arms
 
 
 def literal_prior(coarse: Tensor, before: Grid, grid: Grid) -> Tensor:
@@ -137,6 +154,25 @@ def literal_prior(coarse: Tensor, before: Grid, grid: Grid) -> Tensor:
     return (rows.T @ spectrum @ columns).flatten(2).transpose(1, 2)
 
 
+def scipy_prior(coarse: Tensor, before: Grid, grid: Grid) -> Tensor:
+    """The same by the transforms of ``scipy.fft``."""
+    from scipy.fft import dctn, idctn
+
+    low = coarse.transpose(1, 2).unflatten(2, before)
+    up = F.interpolate(low, size=grid, mode="bilinear", align_corners=False)
+    spectrum = dctn(up.numpy(), axes=(2, 3), norm="ortho")
+    h, w = before
+    spectrum[..., :h, :w] = dctn(low.numpy(), axes=(2, 3), norm="ortho")
+    return torch.from_numpy(idctn(spectrum, axes=(2, 3), norm="ortho")).flatten(2).transpose(1, 2)
+
+
+def decoded_psnr(pipe: VARPipeline, tokens: Sequence[Tensor]) -> float:
+    """In dB, of pictures decoded in the pipeline's dtype to those of the same tokens in float32."""
+    exact = copy.deepcopy(pipe.tokenizer).float()
+    half, full = ((t.decode(tokens).float() + 1) / 2 for t in (pipe.tokenizer, exact))
+    return -10 * math.log10(max(float((half - full).square().mean()), 1e-30))
+
+
 def _dct(n: int, like: Tensor) -> Tensor:
     k = torch.arange(n, dtype=torch.float64, device="cpu")
     matrix = torch.cos(torch.pi * (k[None] + 0.5) * k[:, None] / n) * (2 / n) ** 0.5
@@ -148,14 +184,14 @@ def limits(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> dict[s
     """The most operations a second this machine was seen to do in a large product, and in a convolution."""
     x, w = (
         torch.randn(2048, 1024, device=device, dtype=dtype),
-        torch.randn(1024, 4096, device=device, dtype=dtype),
+        torch.randn(4096, 1024, device=device, dtype=dtype),
     )
     picture = torch.randn(1, 320, 64, 64, device=device, dtype=dtype).contiguous(
         memory_format=torch.channels_last
     )
     kernel = torch.randn(320, 320, 3, 3, device=device, dtype=dtype)
     return {
-        "matrix_product": 2 * 2048 * 1024 * 4096 / _fastest(lambda: x @ w, device, repeats),
+        "matrix_product": 2 * 2048 * 1024 * 4096 / _fastest(lambda: linear(x, w), device, repeats),
         "convolution": 2 * 320 * 320 * 9 * 64 * 64
         / _fastest(lambda: F.conv2d(picture, kernel, padding=1), device, repeats),
     }  # fmt: skip
@@ -172,11 +208,19 @@ def _fastest(run: Callable[[], object], device: torch.device, repeats: int) -> f
 
 
 def official(
-    checkout: Path, pipe: VARPipeline, batch: int, *, cfg: float, top_k: int, top_p: float
+    checkout: Path,
+    pipe: VARPipeline,
+    batch: int,
+    *,
+    cfg: float,
+    top_k: int,
+    top_p: float,
+    half: bool | None = None,
 ) -> Callable[[], tuple[Seconds, Tensor]]:
     """The official code in a checkout of FoundationVision/VAR, with a copy of the pipeline's weights.
 
-    In half precision it runs under autocast, as its own scripts do. Returns seconds and the pictures.
+    half: under autocast to the pipeline's dtype, as its own scripts do, or in float32; ``None`` as the
+        pipeline is. Returns seconds and the pictures.
     Raises InvalidArgumentError if there is no such code, or it does not take the weights.
     """
     config, vae_config = pipe.transformer.config, pipe.tokenizer.config
@@ -209,13 +253,14 @@ def official(
             raise InvalidArgumentError(refused + str(odd))
         theirs.to(pipe.device).eval()
     labels = torch.tensor([i % config.num_classes for i in range(batch)], device=pipe.device)
-    half = pipe.transformer.dtype != torch.float32
+    dtype = pipe.transformer.dtype
+    casting = dtype != torch.float32 if half is None else half
 
     def run() -> tuple[Seconds, Tensor]:
         start = _now(pipe.device)
         with (
             torch.inference_mode(),
-            torch.autocast(pipe.device.type, dtype=pipe.transformer.dtype, enabled=half),
+            torch.autocast(pipe.device.type, dtype=dtype if casting else None, enabled=casting),
         ):
             images = var.autoregressive_infer_cfg(
                 B=batch, label_B=labels, g_seed=0, cfg=cfg, top_k=top_k, top_p=top_p

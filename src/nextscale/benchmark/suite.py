@@ -17,7 +17,15 @@ from typing import Any
 import torch
 
 from nextscale import __version__
-from nextscale.benchmark.arms import generation, limits, official, random_pipeline, spatial_arms
+from nextscale.benchmark.arms import (
+    ONCE,
+    decoded_psnr,
+    generation,
+    limits,
+    official,
+    random_pipeline,
+    spatial_arms,
+)
 from nextscale.benchmark.counts import Counts, count
 from nextscale.benchmark.timing import Seconds, Spread, ratio, side_by_side, spread
 from nextscale.guidance.ssg import ScaledSpatialGuidance
@@ -25,7 +33,7 @@ from nextscale.nn.placement import Placement
 
 STRENGTH = 0.6
 CFG, TOP_K, TOP_P = 1.5, 900, 0.96  # what VAR's own demonstration uses
-PLAIN, GUIDED, OFFICIAL = "no SSG", "SSG", "official code"
+PLAIN, GUIDED, OFFICIAL, EXACT = "no SSG", "SSG", "official code", "official, float32"
 
 
 @dataclass(frozen=True)
@@ -64,20 +72,20 @@ class Report:
             "fraction_of_limit": self.fractions(),
             "operations_per_second": self.limits,
             "start_seconds": {name: Spread.of(values).to_dict() for name, values in self.start.items()},
-            "agreement_with_official": self.agreement,
+            "agreement": self.agreement,
             "counts": self.counts.to_dict(),
             "seconds": {"generation": self.runs, "guidance": self.spatial, "start": self.start},
         }
 
     def ratios(self) -> dict[str, Spread]:
         """Time of the second over time of the first, round by round."""
-        fused, transforms = self.spatial.values()
-        found = {
-            f"{GUIDED} / {PLAIN}": ratio(self.runs[GUIDED], self.runs[PLAIN]),
-            "SSG by transforms at every call / by operators made once": ratio(transforms, fused),
-        }
-        if OFFICIAL in self.runs:
-            found[f"{OFFICIAL} / ours"] = ratio(self.runs[OFFICIAL], self.runs[PLAIN])
+        found = {f"{GUIDED} / {PLAIN}": ratio(self.runs[GUIDED], self.runs[PLAIN])}
+        for name, runs in self.spatial.items():
+            if name != ONCE:
+                found[f"SSG by {name} / by {ONCE}"] = ratio(runs, self.spatial[ONCE])
+        for name in (OFFICIAL, EXACT):
+            if name in self.runs:
+                found[f"{name} / ours"] = ratio(self.runs[name], self.runs[PLAIN])
         return found
 
     def fractions(self) -> dict[str, float]:
@@ -110,8 +118,11 @@ class Report:
             out.append(f"  {name:<16} {_shown(self._each(runs, 'total'))}{phases}")
         out += ["", "ratios, round by round"]
         out += [f"  {name:<58} {_shown(value)}" for name, value in self.ratios().items()]
-        if self.agreement:
+        if "pixel" in self.agreement:
             out.append(f"  largest difference of a pixel, ours and official: {self.agreement['pixel']:.2g}")
+        if "decoded_psnr" in self.agreement:
+            psnr = self.agreement["decoded_psnr"]
+            out.append(f"  the same tokens decoded in {c['dtype']} and in float32: {psnr:.1f} dB PSNR")
         out += ["", "operations, and the share of what this machine does in one large product or convolution"]
         for name, flops, limit in (
             ("transformer", self.counts.transformer_flops, self.limits["matrix_product"]),
@@ -135,9 +146,10 @@ def _shown(value: Spread) -> str:
     return f"{value.median:.4g} [{value.low:.4g}, {value.high:.4g}]"
 
 
-def total_runs(workload: Workload, *, with_official: bool) -> int:
+def total_runs(workload: Workload, placement: Placement, *, with_official: bool) -> int:
     """How many generations :func:`run` makes."""
-    return (workload.repeats + 1) * (3 if with_official else 2)
+    half = placement.dtype != torch.float32
+    return (workload.repeats + 1) * (2 + with_official * (1 + half))
 
 
 def run(
@@ -163,13 +175,20 @@ def run(
     }
     agreement: dict[str, float] = {}
     if checkout is not None:
-        theirs = official(checkout, pipe, workload.batch, cfg=CFG, top_k=TOP_K, top_p=TOP_P)
+        drawn = {"cfg": CFG, "top_k": TOP_K, "top_p": TOP_P}
+        theirs = official(checkout, pipe, workload.batch, **drawn)  # type: ignore[arg-type]
         arms[OFFICIAL] = lambda: theirs()[0]
+        if placement.dtype != torch.float32:
+            exact = official(checkout, pipe, workload.batch, half=False, **drawn)  # type: ignore[arg-type]
+            arms[EXACT] = lambda: exact()[0]
         labels = [i % pipe.transformer.config.num_classes for i in range(workload.batch)]
         ours = pipe(
             labels, seed=0, sampler="multinomial", batch_size=workload.batch, output_type="pt", **settings
         ).images
         agreement["pixel"] = float((theirs()[1].float().cpu() - ours.float().cpu()).abs().max())
+    if placement.dtype != torch.float32:
+        tokens = pipe([0], seed=0, output_type="pt", **settings).tokens
+        agreement["decoded_psnr"] = decoded_psnr(pipe, tokens)
     grids, config = pipe.schedule.grids, pipe.transformer.config
     return Report(
         workload,

@@ -83,7 +83,8 @@ def bench(
             torch.set_num_threads(threads)
         placement = place(device or "auto", dtype or "auto")
     workload = suite.Workload(depth, size, batch_size, repeats)
-    with drawing("timing", suite.total_runs(workload, with_official=official is not None)) as advance:
+    total = suite.total_runs(workload, placement, with_official=official is not None)
+    with drawing("timing", total) as advance:
         report = suite.run(workload, placement, checkout=official, start=start, advance=advance)
     print("\n".join(report.lines()))
     if output is not None:

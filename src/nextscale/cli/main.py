@@ -24,20 +24,21 @@ from nextscale.errors import NextscaleError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
-COMMANDS = (
-    "generate",
-    "compare",
-    "demo",
-    "evaluate",
-    "spectrum",
-    "sweep",
-    "tune",
-    "bench",
-    "info",
-    "convert",
-    "train",
-)
-"""In the order of the help text; each is the module of that name beside this one, with an ``app``."""
+COMMANDS = {
+    "generate": "Make pictures of classes, or of prompts.",
+    "compare": "Without and with SSG from the same seeds, side by side.",
+    "demo": "Open a page on this machine that shows what SSG does.",
+    "evaluate": "Measure a model: Fréchet distance, precision, recall, and more.",
+    "spectrum": "What each step adds, frequency by frequency.",
+    "sweep": "Measure every combination of the settings in a file.",
+    "tune": "Find the strength and schedule of SSG for a model.",
+    "bench": "How fast this machine draws, and what SSG costs.",
+    "info": "Describe a model, a picture, or this installation.",
+    "convert": "Write official checkpoints in this library's layout.",
+    "train": "Train a tokenizer, a transformer or a classifier.",
+}
+"""In the order of the help text, with a line for it; each is the module of that name beside this one, with an
+``app``. The lines stand here because reading them from every module takes longer than all else."""
 
 # Recent versions of typer carry their own click; this is the base of usage errors with and without.
 _UsageProblem: type[BaseException] = typer.BadParameter.__mro__[2]
@@ -56,6 +57,10 @@ class LazyCommands(Group):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in self.commands:

@@ -37,9 +37,9 @@ class Session(Protocol):
         """Float32 logits ``(B, l, C)`` of every branch the guidance asked for."""
         ...
 
-    def accept(self, step: GuidanceStep, tokens: Tensor, filtered: Tensor) -> None:
-        """Take the tokens ``(B, l)`` or bits ``(B, l, D)`` drawn from the filtered logits, and get ready for
-        the next step."""
+    def accept(self, step: GuidanceStep, tokens: Tensor, guided: Tensor) -> None:
+        """Take the tokens ``(B, l)`` or bits ``(B, l, D)`` drawn from guided logits ``(B, l, C)``, and get
+        ready for the next step."""
         ...
 
 
@@ -75,8 +75,8 @@ def generate(
     with guidance.open(session.schedule.grids) as guide:
         for step in session.steps():
             logits, guided = guide(step, session.predict(step))
-            tokens, filtered = draw(guided, step.index, step.positions)
-            session.accept(step, tokens, filtered)
+            tokens = draw(guided, step.index, step.positions)
+            session.accept(step, tokens, guided)
             maps[step.index :] = [_on_grid(tokens, step, maps[step.index :])]
             if on_step is not None:
                 on_step(StepInfo(step.index, step.grid, logits, guided, maps[-1], session.feature_map))

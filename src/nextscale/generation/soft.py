@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nextscale.generation.tokens import Drawer
+from nextscale.generation.tokens import Drawer, Filters
 from nextscale.guidance.base import GuidanceStep
 
 
@@ -26,21 +26,26 @@ def mix_codes(filtered: Tensor, exponential: Tensor, ratio: float, codebook: Ten
 class SoftCodes:
     """:func:`mix_codes` with the draws that belong to the images of a batch.
 
+    filters: what the drawn tokens go through as well.
     generators: one shared by the batch (parity with the official code), or one per image.
     hold_last: give the last step the ratio of the one before it, as HART does.
     """
 
-    def __init__(self, generators: Sequence[torch.Generator], *, hold_last: bool = False) -> None:
-        self.generators, self.hold_last = generators, hold_last
+    def __init__(
+        self, filters: Filters, generators: Sequence[torch.Generator], *, hold_last: bool = False
+    ) -> None:
+        self.filters, self.generators, self.hold_last = filters, generators, hold_last
 
     @classmethod
     def of(cls, draw: Drawer, *, hold_last: bool = False) -> SoftCodes:
         """For one drawer: from its generator in official draws, else from the images' own."""
         shared = draw.sampler == "multinomial"
-        return cls([draw.generator] if shared else draw.noise.generators, hold_last=hold_last)
+        generators = [draw.generator] if shared else draw.noise.generators
+        return cls(draw.filters, generators, hold_last=hold_last)
 
-    def __call__(self, filtered: Tensor, step: GuidanceStep, codebook: Tensor) -> Tensor:
-        """Filtered logits ``(B, l, V)`` -> code vectors ``(B, l, z)``."""
+    def __call__(self, guided: Tensor, step: GuidanceStep, codebook: Tensor) -> Tensor:
+        """Guided logits ``(B, l, V)`` -> code vectors ``(B, l, z)``."""
+        filtered = self.filters(guided, step.index)
         last = step.num_steps - 1
         ratio = min(step.index, last - self.hold_last) / last
         per_image = filtered.split(1) if len(self.generators) > 1 else (filtered,)

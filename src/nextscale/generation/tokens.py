@@ -71,10 +71,17 @@ class Filters:
 
     def __call__(self, logits: Tensor, step: int = 0) -> Tensor:
         """Divided by the step's temperature and filtered, as a new tensor of the same shape."""
+        return filter_logits(
+            self.scaled(logits, step), top_k=self.top_k_at(step), top_p=self.top_p, min_p=self.min_p
+        )
+
+    def scaled(self, logits: Tensor, step: int) -> Tensor:
+        """Divided by the step's temperature."""
         temperature = self.temperature[step] if isinstance(self.temperature, Sequence) else self.temperature
-        top_k = self.top_k[step] if isinstance(self.top_k, Sequence) else self.top_k
-        scaled = logits if temperature == 1 else logits / temperature
-        return filter_logits(scaled, top_k=top_k, top_p=self.top_p, min_p=self.min_p)
+        return logits if temperature == 1 else logits / temperature
+
+    def top_k_at(self, step: int) -> int:
+        return self.top_k[step] if isinstance(self.top_k, Sequence) else self.top_k
 
 
 def _values(given: Any) -> tuple[tuple[Any, ...], bool]:
@@ -94,7 +101,7 @@ def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0, min_p: 
     if 0 < top_k < logits.shape[-1]:
         keep &= logits >= logits.topk(top_k, dim=-1).values[..., -1:]
     if 0 < top_p < 1:
-        ascending, order = _sorted(logits.masked_fill(~keep, -torch.inf), descending=False)
+        ascending, order = logits.masked_fill(~keep, -torch.inf).sort(dim=-1, stable=True)
         mass = _accumulated(ascending, ascending[..., -1:])
         survives = mass > (1 - top_p) * mass[..., -1:]
         survives[..., -1] = True
@@ -115,24 +122,26 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     """
     if logits.device.type == "mps":  # Apple GPUs have no float64
         return inverse_cdf(logits.cpu(), uniform).to(logits.device)
-    descending, order = _sorted(logits, descending=True)
+    descending, order = logits.sort(dim=-1, descending=True, stable=True)
     mass = _accumulated(descending, descending[..., :1])
     target = uniform.to(mass.device).unsqueeze(-1) * mass[..., -1:]
     rank = torch.searchsorted(mass, target, right=True).clamp_max_(mass.shape[-1] - 1)
     return order.gather(-1, rank).squeeze(-1)
 
 
-def _sorted(logits: Tensor, *, descending: bool) -> tuple[Tensor, Tensor]:
-    """Values and their indices, ties by index; entries at minus infinity may be left out.
+def likeliest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of every row ``(..., V)``, and those tied with the k-th, in the order of the vocabulary.
 
-    After top-k few entries are left, and picking those before sorting costs a fraction of sorting all.
+    Returns values and int64 indices, both ``(..., n)``, n from k on: where a row has more ties than another,
+    the other's next smaller entries fill it up.
     """
-    left = int((logits > -torch.inf).sum(-1).max())
-    if not 0 < left <= logits.shape[-1] // 4:
-        return logits.sort(dim=-1, descending=descending, stable=True)
-    picked = logits.topk(left, dim=-1, sorted=False).indices.sort(dim=-1).values
-    values, order = logits.gather(-1, picked).sort(dim=-1, descending=descending, stable=True)
-    return values, picked.gather(-1, order)
+    top = logits.topk(min(k + 1, logits.shape[-1]), dim=-1)
+    order = top.indices[..., :k]
+    if k < logits.shape[-1] and (top.values[..., -2] == top.values[..., -1]).any():
+        n = int((logits >= top.values[..., -2:-1]).sum(-1).max())
+        order = logits.topk(n, dim=-1, sorted=False).indices
+    order = order.sort(dim=-1).values
+    return logits.gather(-1, order), order
 
 
 def _accumulated(values: Tensor, largest: Tensor) -> Tensor:
@@ -193,28 +202,36 @@ class Drawer:
         self.noise = ImageNoise(seeds, counts)
         self.generator = torch.Generator(device).manual_seed(seeds[0])
 
-    def __call__(self, logits: Tensor, step: int, positions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Guided logits ``(B, l, C)`` to tokens ``(B, l)`` and the filtered logits they were drawn from.
+    def __call__(self, logits: Tensor, step: int, positions: Tensor | None = None) -> Tensor:
+        """Guided logits ``(B, l, C)`` to tokens ``(B, l)``.
 
         With ``choices`` the logits count as ``(B, l, C / choices, choices)`` and the tokens are ``(B, l, C /
         choices)``. positions: int64 ``(B, l)``, the row-major cells of the grid where a step draws only some.
         """
         if self.choices is not None:
             logits = logits.unflatten(-1, (-1, self.choices))
-        filtered = self.filters(logits, step)
-        tokens = self._draw(filtered, step, positions)
+        tokens = self._draw(logits, step, positions)
         if step < len(self.given):
-            tokens = self.given[step] if positions is None else self.given[step].gather(1, positions)
-        return tokens, filtered
+            return self.given[step] if positions is None else self.given[step].gather(1, positions)
+        return tokens
 
-    def _draw(self, filtered: Tensor, step: int, positions: Tensor | None) -> Tensor:
+    def _draw(self, logits: Tensor, step: int, positions: Tensor | None) -> Tensor:
         if self.sampler == "greedy":
-            return filtered.argmax(-1)
+            return logits.argmax(-1)
         if self.sampler == "multinomial":
-            rows = filtered.float().softmax(-1).flatten(0, -2)
+            rows = self.filters(logits, step).float().softmax(-1).flatten(0, -2)
             drawn = torch.multinomial(rows, 1, replacement=True, generator=self.generator)
-            return drawn.view(filtered.shape[:-1])
+            return drawn.view(logits.shape[:-1])
         numbers = self.noise[step]
         if positions is not None:
             numbers = numbers.gather(1, positions.to(numbers.device))
-        return inverse_cdf(filtered, numbers.view(filtered.shape[:-1]))
+        return self._by_inverse_cdf(logits, step, numbers.view(logits.shape[:-1]))
+
+    def _by_inverse_cdf(self, logits: Tensor, step: int, numbers: Tensor) -> Tensor:
+        k = self.filters.top_k_at(step)
+        if not 0 < k <= logits.shape[-1] // 2:
+            return inverse_cdf(self.filters(logits, step), numbers)
+        # What top-k removes has no part in what follows, so the rest is done on the few entries it leaves.
+        values, order = likeliest(self.filters.scaled(logits, step), k)
+        kept = filter_logits(values, top_k=k, top_p=self.filters.top_p, min_p=self.filters.min_p)
+        return order.gather(-1, inverse_cdf(kept, numbers).unsqueeze(-1)).squeeze(-1)

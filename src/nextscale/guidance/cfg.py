@@ -74,7 +74,9 @@ def classifier_free_guidance(
         return cond
     dtype = compute_dtype(cond, uncond)
     c, u = cond.to(dtype), uncond.to(dtype)
-    combined = (1 + scale) * c - scale * u if convention == "extra" else scale * c + (1 - scale) * u
+    combined = (
+        ((1 + scale) * c).sub_(scale * u) if convention == "extra" else (scale * c).add_((1 - scale) * u)
+    )
     return combined.to(cond.dtype)
 
 

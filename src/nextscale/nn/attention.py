@@ -8,7 +8,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nextscale.scales import Grid, ScaleSchedule
@@ -34,7 +33,13 @@ def normalise_qk(q: Tensor, k: Tensor, log_scale: Tensor) -> tuple[Tensor, Tenso
     The temperature ``log_scale`` ``(1, H, 1, 1)`` is a logarithm with a ceiling at ln 100.
     """
     scale = log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
-    return (F.normalize(q.float(), dim=-1) * scale).to(q.dtype), F.normalize(k.float(), dim=-1).to(k.dtype)
+    return (q * (scale * _inverse_length(q))).to(q.dtype), (k * _inverse_length(k)).to(k.dtype)
+
+
+def _inverse_length(x: Tensor) -> Tensor:
+    """``(..., d)`` -> float32 ``(..., 1)``, bounded as in :func:`torch.nn.functional.normalize`."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return length.clamp_min(1e-12).reciprocal()
 
 
 class Rotation(NamedTuple):

@@ -57,7 +57,7 @@ class SmallClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The penultimate layer: ``(B, widths[-1])`` float32."""
-        x = F.gelu(self.whiten(images))
+        x = F.gelu(self.whiten(images.contiguous(memory_format=torch.channels_last)))  # twice as fast so
         for stage in self.stages:
             x = stage(x)
         return x.amax((2, 3)).float()

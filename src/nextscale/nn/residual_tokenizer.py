@@ -18,6 +18,17 @@ from nextscale.nn.autoencoder import NORM_GROUPS, Decoder, Encoder
 from nextscale.nn.quantizer import MultiScaleQuantizer, Quantized, shrink
 from nextscale.scales import Grid, ScaleSchedule
 
+DECODED_PIXELS = 2**18
+
+
+def decoded_at_once(pixels: int) -> int:
+    """How many pictures of so many pixels are decoded together: enough to keep a device busy.
+
+    Maps in the decoder are hundreds of times larger than the picture, so a whole batch of them can take more
+    memory than everything before it.
+    """
+    return max(1, DECODED_PIXELS // pixels)
+
 
 @dataclass(frozen=True)
 class ResidualTokenizerConfig:
@@ -150,9 +161,16 @@ class ResidualTokenizer(nn.Module):
         return [self.decode_latent(f_hat) for f_hat in self.partial_sums(tokens, schedule)]
 
     def decode_latent(self, f_hat: Tensor) -> Tensor:
-        """Summed latent ``(B, z, P, P)`` -> pictures ``(B, 3, H, W)`` float32, clamped to [-1, 1]."""
-        x: Tensor = self.decoder(self.post_quant_conv(f_hat.to(self.device, self.dtype)))
-        return x.float().clamp(-1, 1)
+        """Summed latent ``(B, z, P, P)`` -> pictures ``(B, 3, H, W)`` float32, clamped to [-1, 1].
+
+        Large pictures are decoded a few at a time; see :func:`decoded_at_once`.
+        """
+        pixels = f_hat.shape[2] * f_hat.shape[3] * self.config.reduction**2
+        decoded = [
+            self.decoder(self.post_quant_conv(part.to(self.device, self.dtype))).float().clamp(-1, 1)
+            for part in f_hat.split(decoded_at_once(pixels))
+        ]
+        return decoded[0] if len(decoded) == 1 else torch.cat(decoded)
 
     def partial_sums(
         self,

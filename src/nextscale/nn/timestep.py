@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nextscale.nn.linear import Linear
+
 FEATURES = 256
 MAX_PERIOD = 10000.0
 
@@ -28,7 +30,7 @@ class TimestepEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(Linear(FEATURES, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, numbers: Tensor) -> Tensor:
         result: Tensor = self.mlp(sinusoids(numbers).to(next(self.parameters()).dtype))

@@ -166,11 +166,19 @@ def cifar10_bit_transformer() -> BitTransformerRecipe:
 def cifar10_classifier() -> ClassifierRecipe:
     """The classifier whose features are the offline feature space."""
     return ClassifierRecipe(
-        ClassifierConfig(num_classes=10, widths=(32, 128, 160)),
+        ClassifierConfig(num_classes=10, widths=(64, 192, 192)),
         TrainSettings(
-            batch_size=128, images=900_000, lr=6e-3, warmup=0.2, weight_decay=0.05, clip=5.0, ema=0.999
+            batch_size=512,
+            images=1_150_000,
+            lr=0.4,
+            optimizer="sgd",
+            betas=(0.9, 0.99),
+            warmup=0.15,
+            weight_decay=1.5e-3,
+            clip=5.0,
+            ema=0.995,
         ),
-        cutout=10,
+        cutout=6,
     )
 
 

@@ -312,10 +312,12 @@ def test_soft_codes(name: str, case: Callable, models: Callable):
     out = Outputs(this.io, "smooth", "smooth_diff")
     mixed: list[Tensor] = []
 
-    def smooth(filtered: Tensor, step: GuidanceStep, codebook: Tensor) -> Tensor:
+    filters = soft_filters(m, settings)
+
+    def smooth(guided: Tensor, step: GuidanceStep, codebook: Tensor) -> Tensor:
         ratio = min(step.index, m.steps - 2) / (m.steps - 1)
         exponential = out.input(f"smooth.{step.index}.exponential")
-        mixed.append(mix_codes(filtered, exponential, ratio, codebook))
+        mixed.append(mix_codes(filters(guided, step.index), exponential, ratio, codebook))
         return mixed[-1]
 
     drawn = [out.input(f"smooth_diff.noise_{what}") for what in ("init", "steps")]
@@ -323,7 +325,7 @@ def test_soft_codes(name: str, case: Callable, models: Callable):
     scale = settings["smooth_cfg"]
     cfg = ClassifierFreeGuidance(scale, ramp="linear-hold").scales(m.transformer.schedule.grids)[-1]
     assert cfg == pytest.approx(float(out.input("smooth_diff.cfg")), abs=1e-12)
-    draw = m.draw(soft_filters(m, settings))
+    draw = m.draw(filters)
     session, tokens, steps, trace = run(m, scale, draw, noise=noise, guidance=cfg, smooth=smooth)
     for s, info in enumerate(steps):
         out.check(f"smooth.{s}.logits", info.guided)
@@ -386,7 +388,7 @@ def test_seeded_runs(name: str, group: str, case: Callable, models: Callable):
     codes = m.transformer.config.vocab_size
     filters = Filters(top_k=[min(600 if s < 7 else 300, codes) for s in range(m.steps)])
     draw = m.draw(filters, "multinomial", settings["seeded_generator_seed"])
-    smooth = SoftCodes([draw.generator], hold_last=True) if group == "seeded_smooth" else None
+    smooth = SoftCodes.of(draw, hold_last=True) if group == "seeded_smooth" else None
     session, tokens, _, _ = run(m, settings["cfg"], draw, smooth=smooth, residual=False)
     for s, maps in enumerate(tokens):
         out.check(f"{group}.{s}.tokens", maps)

@@ -212,8 +212,8 @@ def test_the_head_is_told_the_drawn_tokens_where_mixtures_are_shown(tiny: Callab
     z: list[Tensor] = []
     hook = pipe.transformer.decoder_norm.register_forward_hook(lambda _m, _i, out: z.append(out))
 
-    def ones(filtered: Tensor, step: Any, codebook: Tensor) -> Tensor:
-        return torch.ones(*filtered.shape[:2], codebook.shape[1])
+    def ones(guided: Tensor, step: Any, codebook: Tensor) -> Tensor:
+        return torch.ones(*guided.shape[:2], codebook.shape[1])
 
     session, tokens, _ = run(pipe, text, smooth=ones)
     hook.remove()
@@ -230,9 +230,9 @@ def test_given_tokens_are_shown_as_they_are(tiny: Callable, prompts: Callable):
     pipe, text = tiny(), prompts(1)
     mixed: list[int] = []
 
-    def smooth(filtered: Tensor, step: Any, codebook: Tensor) -> Tensor:
+    def smooth(guided: Tensor, step: Any, codebook: Tensor) -> Tensor:
         mixed.append(step.index)
-        return torch.ones(*filtered.shape[:2], codebook.shape[1])
+        return torch.ones(*guided.shape[:2], codebook.shape[1])
 
     _, tokens, infos = run(pipe, text, smooth=smooth, given=2)
     assert mixed == [2, 3]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.nn.linear import Linear
 from nextscale.nn.timestep import TimestepEmbedding
 
 TRAIN_STEPS = 1000
@@ -144,8 +145,8 @@ class ModulatedMLP(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.in_ln = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+        self.mlp = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 3 * width))
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:  # both (..., width)
         shift, scale, gate = self.adaLN_modulation(y).chunk(3, dim=-1)
@@ -157,8 +158,8 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()
         self.norm_final = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
-        self.linear = nn.Linear(width, out_channels)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = Linear(width, out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
 
     def forward(self, h: Tensor, y: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(y).chunk(2, dim=-1)
@@ -172,8 +173,8 @@ class DenoisingMLP(nn.Module):
     def __init__(self, target_channels: int, condition_channels: int, width: int, depth: int) -> None:
         super().__init__()
         self.time_embed = TimestepEmbedding(width)
-        self.cond_embed = nn.Linear(condition_channels, width)
-        self.input_proj = nn.Linear(target_channels, width)
+        self.cond_embed = Linear(condition_channels, width)
+        self.input_proj = Linear(target_channels, width)
         self.res_blocks = nn.ModuleList(ModulatedMLP(width) for _ in range(depth))
         self.final_layer = FinalLayer(width, 2 * target_channels)
 

@@ -64,8 +64,8 @@ def _activations(
     peak, earlier = 0, 0
     for step, count in enumerate([*lengths[:-1], *parts]):
         open_here = max(feed_forward, attention, head if step >= len(lengths) - 1 else 0)
-        # Those of the pass before are still there: guided, before and after SSG, and filtered.
-        computing = rows * count * open_here + (2 + ssg) * logits * earlier
+        # Those of the pass before are still there: guided, and before SSG.
+        computing = rows * count * open_here + (1 + ssg) * logits * earlier
         drawing = (10 + ssg) * logits * count + logits * earlier
         peak, earlier = max(peak, computing, drawing), count
     return peak

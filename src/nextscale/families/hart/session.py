@@ -142,12 +142,12 @@ class HARTSession:
 
     # ------------------------------------------------------------------ tokens
 
-    def accept(self, step: GuidanceStep, tokens: Tensor, filtered: Tensor) -> None:
+    def accept(self, step: GuidanceStep, tokens: Tensor, guided: Tensor) -> None:
         quantizer, schedule = self.tokenizer.quantize, self.schedule
         drawn = quantizer.embedding(tokens).float()  # (B, l, z)
         vectors = drawn
         if self.smooth is not None and step.index >= self.given:
-            vectors = self.smooth(filtered, step, quantizer.embedding.weight.float())
+            vectors = self.smooth(guided, step, quantizer.embedding.weight.float())
         following = step.index + 1
         if following == schedule.num_steps and self.residual:
             vectors = vectors + self._draw_residual(step, drawn)

@@ -19,8 +19,10 @@ from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.families.hart.diffusion import ResidualDiffusion
 from nextscale.families.hart.rotary import Rotation, map_positions, rotate
 from nextscale.families.text import TextFeatures
+from nextscale.kernels import linear
 from nextscale.nn.attention import level_mask, normalise_qk
 from nextscale.nn.cache import KVCache
+from nextscale.nn.linear import Linear
 from nextscale.nn.modulation import AdaLinear
 from nextscale.nn.timestep import TimestepEmbedding
 from nextscale.scales import PRESETS, Grid, ScaleSchedule
@@ -114,10 +116,10 @@ class SelfAttention(nn.Module):
     def __init__(self, config: HARTTransformerConfig) -> None:
         super().__init__()
         dim, self.heads = config.embed_dim, config.num_heads
-        self.qkv_proj = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv_proj = Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.scale_mul_1H11: nn.Parameter | None = None
         if config.attn_l2_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4)))
@@ -126,7 +128,7 @@ class SelfAttention(nn.Module):
         """x ``(B, L, C)`` -> the same shape."""
         batch, length, dim = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x.to(bias.dtype), self.qkv_proj.weight, bias).view(batch, length, 3, self.heads, -1)
+        qkv = linear(x.to(bias.dtype), self.qkv_proj.weight, bias).view(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
         if self.scale_mul_1H11 is None:
             scale = 0.25 / math.sqrt(dim // self.heads)
@@ -144,9 +146,9 @@ class SelfAttention(nn.Module):
 class GatedFeedForward(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(dim, hidden, bias=False)
-        self.up_proj = nn.Linear(dim, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, dim, bias=False)
+        self.gate_proj = Linear(dim, hidden, bias=False)
+        self.up_proj = Linear(dim, hidden, bias=False)
+        self.down_proj = Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.up_proj.weight.dtype)
@@ -226,8 +228,8 @@ class HARTTransformer(nn.Module):
         super().__init__()
         self.config = config
         dim = config.embed_dim
-        self.word_embed = nn.Linear(config.z_channels, dim)
-        self.context_embed = nn.Linear(config.context_dim, dim)
+        self.word_embed = Linear(config.z_channels, dim)
+        self.context_embed = Linear(config.context_dim, dim)
         if config.use_context_norm:
             self.context_norm = RMSNorm(config.context_dim, config.norm_eps)
         self.lvl_embed: TimestepEmbedding | nn.Embedding = (
@@ -237,7 +239,7 @@ class HARTTransformer(nn.Module):
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_nm = HeadNorm(dim, config.norm_eps)
-        self.head = nn.Linear(dim, config.vocab_size)
+        self.head = Linear(dim, config.vocab_size)
         self.decoder_norm = RMSNorm(dim, config.norm_eps)
         self.diffloss = ResidualDiffusion(
             config.z_channels, dim, config.diff_width, config.diff_depth, config.num_sampling_steps

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nextscale.kernels import linear
+from nextscale.nn.linear import Linear
+
 
 def normal(*shape: int, std: float) -> nn.Parameter:
     return nn.Parameter(nn.init.normal_(torch.empty(shape), std=std))
@@ -18,7 +21,7 @@ def normal(*shape: int, std: float) -> nn.Parameter:
 
 def keys_values(text: Tensor, projection: nn.Linear, v_bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """Keys, which have no bias, and values of text rows ``(B, T, W)``, each ``(B, heads, T, d)``."""
-    kv = F.linear(text, projection.weight, torch.cat([torch.zeros_like(v_bias), v_bias]))
+    kv = linear(text, projection.weight, torch.cat([torch.zeros_like(v_bias), v_bias]))
     k, v = kv.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
     return k, v
 
@@ -29,9 +32,9 @@ class PoolingAttention(nn.Module):
     def __init__(self, text_dim: int, dim: int, heads: int) -> None:
         super().__init__()
         self.mat_q = normal(1, heads, dim // heads, std=1 / math.sqrt(dim))
-        self.mat_kv = nn.Linear(text_dim, 2 * dim, bias=False)
+        self.mat_kv = Linear(text_dim, 2 * dim, bias=False)
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, text: Tensor, mask: Tensor | None) -> Tensor:  # (B, T, W) -> (B, C)
         heads = self.mat_q.shape[1]

@@ -105,7 +105,7 @@ class InfinitySession:
         logits = self.transformer.classify(x[rows], self.pooled[rows])  # (rows, l, 2D)
         return dict(zip(names, logits.chunk(len(names)), strict=True))
 
-    def accept(self, step: GuidanceStep, tokens: Tensor, filtered: Tensor) -> None:
+    def accept(self, step: GuidanceStep, tokens: Tensor, guided: Tensor) -> None:
         """Take the bits ``(B, l, D)`` of this step."""
         tokenizer, following = self.tokenizer, step.index + 1
         bits = tokens.unflatten(1, step.grid)  # (B, h, w, D)

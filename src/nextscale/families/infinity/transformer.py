@@ -23,8 +23,10 @@ from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.families.infinity.conditioning import TextNorm, TextPool, keys_values, normal
 from nextscale.families.infinity.schedules import rope_reference
 from nextscale.families.text import TextFeatures
+from nextscale.kernels import linear
 from nextscale.nn.attention import Rotation, block_causal_mask, grid_rotation, normalise_qk, rotate_pairs
 from nextscale.nn.cache import KVCache
+from nextscale.nn.linear import Linear
 from nextscale.nn.modulation import (
     AdaLinear,
     FeedForward,
@@ -139,16 +141,16 @@ class SelfAttention(nn.Module):
     def __init__(self, config: InfinityTransformerConfig) -> None:
         super().__init__()
         dim, self.heads = config.embed_dim, config.num_heads
-        self.mat_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.mat_qkv = Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4)))
 
     def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         batch, length, dim = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.mat_qkv.weight, bias).view(batch, length, 3, self.heads, -1)
+        qkv = linear(x, self.mat_qkv.weight, bias).view(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
         q, k = normalise_qk(q.float(), k.float(), self.scale_mul_1H11)
         q, k = rotate_pairs(q, rotation).to(v.dtype), rotate_pairs(k, rotation).to(v.dtype)
@@ -165,10 +167,10 @@ class CrossAttention(nn.Module):
     def __init__(self, config: InfinityTransformerConfig) -> None:
         super().__init__()
         dim, self.heads = config.embed_dim, config.num_heads
-        self.mat_q = nn.Linear(dim, dim)
-        self.mat_kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.mat_q = Linear(dim, dim)
+        self.mat_kv = Linear(dim, 2 * dim, bias=False)
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
 
     def read(self, text: TextCondition) -> Memory:
         """This layer's keys and values of the text; they are the same at every step."""
@@ -215,7 +217,7 @@ class Block(nn.Module):
         return x + drop_branches(h * gate2, self.drop_path, self.training)
 
     def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return (self.norm(x) * (1 + scale) + shift).to(self.ada_gss.dtype)
+        return torch.addcmul(shift, self.norm(x), 1 + scale).to(self.ada_gss.dtype)
 
     def _ca_normed(self, x: Tensor) -> Tensor:
         norm = self.ca_norm
@@ -235,10 +237,10 @@ class InfinityTransformer(nn.Module):
         self.text_norm = TextNorm(config.text_dim, config.norm_eps)
         self.text_proj_for_sos = TextPool(config.text_dim, dim, config.pool_heads)
         self.text_proj_for_ca = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+            Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), Linear(dim, dim)
         )
         self.lvl_embed = nn.Embedding(config.levels, dim)
-        self.word_embed = nn.Linear(config.bits, dim)
+        self.word_embed = Linear(config.bits, dim)
         self.shared_ada_lin = AdaLinear(dim, 6)
         drop = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, q) for q in drop)

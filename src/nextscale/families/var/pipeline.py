@@ -15,10 +15,12 @@ from nextscale import __version__
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.families.var import checkpoint
 from nextscale.families.var.classes import imagenet_classes, resolve_labels
+from nextscale.families.var.memory import estimate_memory
 from nextscale.families.var.session import VARSession
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.generation.loop import StepCallback
+from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.request import (
     GenerationOutput,
     OutputType,
@@ -250,6 +252,30 @@ class VARPipeline:
         filters = Filters(min_p=min_p, **chosen)
         filters.check(vocab_size=self.transformer.config.vocab_size, num_steps=self.schedule.num_steps)
         return filters
+
+    def memory_estimate(
+        self,
+        batch: int = 1,
+        dtype: str | torch.dtype | None = None,
+        *,
+        guided: bool = True,
+        ssg: bool = False,
+        top_k: int | None = None,
+    ) -> MemoryEstimate:
+        """Bytes for making ``batch`` pictures at once.
+
+        dtype: of the weights; ``None`` is the pipeline's own. guided: with classifier-free guidance. ssg:
+        with Scaled Spatial Guidance. top_k: as in a call.
+        """
+        return estimate_memory(
+            self.transformer.config,
+            self.tokenizer.config,
+            batch=batch,
+            dtype=self.dtype if dtype is None else place("cpu", dtype).dtype,
+            guided=guided,
+            ssg=ssg,
+            top_k=self.defaults["top_k"] if top_k is None else top_k,
+        )
 
     # ------------------------------------------------------------------ looking at real pictures
 

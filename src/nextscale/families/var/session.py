@@ -71,12 +71,12 @@ class VARSession:
         logits = self.transformer.classify(x, self.condition)  # (rows, l, V)
         return dict(zip(self.branches, logits.chunk(len(self.branches)), strict=True))
 
-    def accept(self, step: GuidanceStep, tokens: Tensor, filtered: Tensor) -> None:
+    def accept(self, step: GuidanceStep, tokens: Tensor, guided: Tensor) -> None:
         quantizer, schedule = self.tokenizer.quantize, self.schedule
         if self.smooth is None:
             codes = quantizer.lookup(tokens.unflatten(1, step.grid))
         else:
-            vectors = self.smooth(filtered, step, quantizer.embedding.weight.float())  # (B, l, z)
+            vectors = self.smooth(guided, step, quantizer.embedding.weight.float())  # (B, l, z)
             codes = vectors.transpose(1, 2).unflatten(2, step.grid)
         # A new sum, not an update in place: a step callback may keep the one it was shown.
         self.f_hat = self.f_hat + quantizer.term(codes, step.index, schedule)

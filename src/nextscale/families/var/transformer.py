@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
+from nextscale.kernels import linear
 from nextscale.nn.attention import block_causal_mask, normalise_qk
 from nextscale.nn.cache import KVCache
+from nextscale.nn.linear import Linear
 from nextscale.nn.modulation import AdaLinear, FeedForward, HeadNorm, drop_branches
 from nextscale.scales import Grid, ScaleSchedule
 
@@ -73,10 +75,10 @@ class SelfAttention(nn.Module):
     def __init__(self, config: VARTransformerConfig) -> None:
         super().__init__()
         dim, self.heads = config.embed_dim, config.heads
-        self.mat_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.mat_qkv = Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.scale_mul_1H11: nn.Parameter | None = None
         if config.attn_l2_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4)))
@@ -84,7 +86,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:  # (B, L, C) -> same
         batch, length, dim = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.mat_qkv.weight, bias).view(batch, length, 3, self.heads, -1)
+        qkv = linear(x, self.mat_qkv.weight, bias).view(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
         if self.scale_mul_1H11 is None:
             scale = 0.25 / math.sqrt(dim // self.heads)
@@ -126,10 +128,10 @@ class Block(nn.Module):
     ) -> Tensor:
         """x ``(B, L, C)``; modulation from :meth:`modulation`."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)  # each (B, 1, C)
-        h = self.attn(self.norm(x) * (1 + scale1) + shift1, mask, cache)
-        x = x + drop_branches(h * gate1, self.drop_path, self.training)
-        h = self.ffn(self.norm(x) * (1 + scale2) + shift2)
-        return x + drop_branches(h * gate2, self.drop_path, self.training)
+        h = self.attn(torch.addcmul(shift1, self.norm(x), 1 + scale1), mask, cache)
+        x = torch.addcmul(x, drop_branches(h, self.drop_path, self.training), gate1)
+        h = self.ffn(torch.addcmul(shift2, self.norm(x), 1 + scale2))
+        return torch.addcmul(x, drop_branches(h, self.drop_path, self.training), gate2)
 
 
 class VARTransformer(nn.Module):
@@ -139,7 +141,7 @@ class VARTransformer(nn.Module):
         super().__init__()
         self.config = config
         dim, schedule = config.embed_dim, config.schedule
-        self.word_embed = nn.Linear(config.z_channels, dim)
+        self.word_embed = Linear(config.z_channels, dim)
         self.class_emb = nn.Embedding(config.num_classes + 1, dim)
         self.pos_start = nn.Parameter(torch.empty(1, schedule.lengths[0], dim))
         self.pos_1LC = nn.Parameter(torch.empty(1, schedule.num_tokens, dim))
@@ -149,7 +151,7 @@ class VARTransformer(nn.Module):
         drop = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(config, q) for q in drop)
         self.head_nm = HeadNorm(dim, config.norm_eps)
-        self.head = nn.Linear(dim, config.vocab_size)
+        self.head = Linear(dim, config.vocab_size)
         self._masks: dict[tuple[int, torch.device], Tensor] = {}
 
     @property

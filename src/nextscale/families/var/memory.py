@@ -1,0 +1,76 @@
+"""How much memory a VAR model takes, from sizes alone; nothing is loaded or run."""
+
+from __future__ import annotations
+
+import torch
+
+from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
+from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
+from nextscale.generation.memory import MemoryEstimate, decoder_peak, weight_bytes
+from nextscale.nn.residual_tokenizer import decoded_at_once
+
+
+def estimate_memory(
+    transformer: VARTransformerConfig,
+    tokenizer: VARTokenizerConfig,
+    *,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    guided: bool = True,
+    ssg: bool = False,
+    top_k: int = 0,
+) -> MemoryEstimate:
+    """Bytes for making ``batch`` pictures at once.
+
+    guided: with classifier-free guidance, which doubles the rows. ssg: with Scaled Spatial Guidance.
+    top_k: of the call; without one, whole rows of logits are sorted, which is most of a small model's memory.
+    """
+    size, rows, schedule = dtype.itemsize, batch * (2 if guided else 1), transformer.schedule
+    with torch.device("meta"):
+        models = [VARTransformer(transformer), VARTokenizer(tokenizer)]
+    h, w = schedule.final
+    pixels = h * w * tokenizer.reduction**2
+    at_once = min(batch, decoded_at_once(pixels))
+    decoder = decoder_peak(
+        [tokenizer.ch * m for m in tokenizer.ch_mult],
+        schedule.final,
+        batch=at_once,
+        num_res_blocks=tokenizer.num_res_blocks,
+        itemsize=size,
+        channels=tokenizer.in_channels,
+    )
+    modulations = transformer.depth * rows * 6 * transformer.embed_dim * size
+    return MemoryEstimate(
+        weights=weight_bytes(models, dtype),
+        cache=2 * transformer.depth * rows * schedule.num_tokens * transformer.embed_dim * size + modulations,
+        activations=_activations(transformer, batch, rows, size, ssg, top_k),
+        decoder=decoder + (batch - at_once) * pixels * tokenizer.in_channels * 4,
+    )
+
+
+def _activations(
+    config: VARTransformerConfig, batch: int, rows: int, size: int, ssg: bool, top_k: int
+) -> int:
+    """The peak of all steps, of which the largest is the last: in the blocks, or while drawing."""
+    width, lengths = config.embed_dim, config.schedule.lengths
+    hidden = round(width * config.mlp_ratio)
+    # Numbers per position: the stream as the step's input and the block's, beside what the feed-forward or
+    # the self-attention has open; see transformer.Block.
+    feed_forward = 4 * width + hidden
+    attention = 7 * width
+    stream = rows * width * size
+    logits = 4 * batch * config.vocab_size  # float32, of one position
+    # A draw sorts float64 numbers with their order and adds them up, for all tokens or for those of top-k.
+    sparse = 0 < top_k <= config.vocab_size // 2
+    drawing = (1 + ssg) * logits + batch * 52 * top_k if sparse else (11 + ssg) * logits
+    peak, earlier = 0, 0
+    for count in lengths:
+        # Of the step before: guided logits, those before SSG, and what SSG remembers.
+        held = (1 + 2 * ssg) * logits * earlier
+        blocks = rows * count * max(feed_forward, attention) * size + held
+        branches = rows * count * config.vocab_size
+        converting = branches * (4 + size * (size < 4)) + stream * count + held
+        guiding = branches * 4 + 2 * logits * count * (rows > batch) + stream * count + held
+        peak = max(peak, blocks, converting, guiding, drawing * count + stream * count)
+        earlier = count
+    return peak
