@@ -35,7 +35,7 @@ _spec.loader.exec_module(_models)
 model, text_model, wide_model = _models.model, _models.text_model, _models.wide_model
 hart_model, language_model = _models.hart_model, _models.language_model
 
-START = 120.0  # seconds after which a server is not coming any more
+START = 600.0  # seconds after which a server is not coming any more, however busy the machine is
 
 # In a container the sandbox cannot be had; the rest keeps the browser from talking to anyone on its own.
 CHROMIUM = (
@@ -188,7 +188,7 @@ def visit(browser: Any, server: Server) -> Iterator[Callable[..., Opened]]:
 
     def open_page(query: str = "", *, drawn: bool = True, **options: Any) -> Opened:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(120_000)
         contexts.append(context)
         one = Opened(context.new_page())
         opened.append(one)

@@ -28,6 +28,17 @@ def test_classes_go_by_name_and_number(tiny: Model):
         tiny.complete(Settings("m", ("unicorn",)))
 
 
+def test_classes_that_share_a_name_go_by_number(tiny: Model, model):
+    pipe = load_pretrained(model, device="cpu")
+    pipe.class_names = ("crane", "emu", "crane", *pipe.class_names[3:])
+    two = Model(tiny.offer, pipe)
+    assert two.class_names[:3] == ["0", "emu", "2"]
+    settings = two.complete(Settings("m", ("2", "emu")))
+    assert settings.subjects == ("2", "emu") and two.complete(settings) == settings
+    with pytest.raises(InvalidArgumentError, match="give a number"):
+        two.complete(Settings("m", ("crane",)))
+
+
 def test_models_draw_what_they_can(shelf: Shelf, wide_model, text_model, hart_model):
     wide, one, hart = (shelf.get(str(m)) for m in (wide_model, text_model, hart_model))
     assert wide.has_sizes and not one.has_sizes and not hart.has_sizes

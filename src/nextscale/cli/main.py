@@ -27,7 +27,7 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 COMMANDS = {
     "generate": "Make pictures of classes, or of prompts.",
     "compare": "Without and with SSG from the same seeds, side by side.",
-    "demo": "Open a page in the browser that shows what SSG does.",
+    "demo": "Open a page on this machine that shows what SSG does.",
     "evaluate": "Measure a model: Fréchet distance, precision, recall, and more.",
     "spectrum": "What each step adds, frequency by frequency.",
     "sweep": "Measure every combination of the settings in a file.",
@@ -38,7 +38,7 @@ COMMANDS = {
     "train": "Train a tokenizer, a transformer or a classifier.",
 }
 """In the order of the help text, with a line for it; each is the module of that name beside this one, with an
-``app``. The lines stand here because reading them from all modules takes longer than all else."""
+``app``. The lines stand here because reading them from every module takes longer than all else."""
 
 # Recent versions of typer carry their own click; this is the base of usage errors with and without.
 _UsageProblem: type[BaseException] = typer.BadParameter.__mro__[2]

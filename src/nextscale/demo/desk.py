@@ -136,7 +136,7 @@ class Desk:
             return
         ticket = visit.ticket if visit.job == job else visit.begin()
         if ticket.is_set():  # while it waited for its turn
-            yield from self._cancelled(visit)
+            yield self._cancelled(visit)
             return
         wanted = Settings.from_query(job, self.shelf.names[0])
         yield {"status": views.working("Getting ready")}
@@ -153,7 +153,8 @@ class Desk:
                         fresh = True
                         yield self._underway(visit, model, settings, arms, news)
         except Cancelled:
-            yield from self._cancelled(visit)
+            if visit.job in ("", job):  # else something newer is on its way, and says so
+                yield self._cancelled(visit)
             return
         shown = Shown(settings, arms[0], arms[1], model.schedule(settings).grids)
         visit.shown, visit.strip = shown, []
@@ -174,7 +175,7 @@ class Desk:
     def draw_strip(self, visit: Visit) -> Iterator[Changes]:
         """The pictures of the page at several strengths."""
         shown = _require(visit)
-        model, ticket = self.shelf.get(shown.settings.model), visit.begin()
+        model, job, ticket = self.shelf.get(shown.settings.model), visit.job, visit.begin()
         found: list[tuple[str, str, list[Any]]] = []
         arms = strengths(shown.settings)
         try:
@@ -186,7 +187,8 @@ class Desk:
                         done, total = number * news.total + news.done, len(arms) * news.total
                         yield {"status": views.working(f"Strip: {name}", done, total)}
         except Cancelled:
-            yield from self._cancelled(visit)
+            if visit.shown is shown and visit.job == job:
+                yield self._cancelled(visit)
             return
         visit.strip = found
         yield {"status": views.ready("The strip is drawn."), "strip": _strip(visit)}
@@ -212,11 +214,11 @@ class Desk:
             )
         return changes
 
-    def _cancelled(self, visit: Visit) -> Iterator[Changes]:
-        """What was there before, unless something newer is on its way."""
+    def _cancelled(self, visit: Visit) -> Changes:
+        """What was there before."""
         before = visit.shown
         slider = views.finished_slider(before, visit.chosen) if before else views.waiting_slider((1, 1))
-        yield {"status": views.ready("Cancelled."), "slider": slider}
+        return {"status": views.ready("Cancelled."), "slider": slider}
 
     def cancel(self, visit: Visit) -> Changes:
         """Stop what is being drawn, or waits to be."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -65,14 +65,14 @@ class Model:
         """How the URL calls what is drawn."""
         return "label" if self.draws_classes else "prompt"
 
-    @property
+    @cached_property
     def class_names(self) -> list[str]:
-        """Names of all classes, or their numbers where they have none; empty for prompts."""
+        """Names of all classes, or numbers where they have none or share one; empty for prompts."""
         if not self.draws_classes:
             return []
-        return list(self.pipe.class_names) or [
-            str(n) for n in range(self.pipe.transformer.config.num_classes)
-        ]
+        names, count = self.pipe.class_names, self.pipe.transformer.config.num_classes
+        often = Counter(names)  # ImageNet has two kinds of cranes
+        return [names[n] if names and often[names[n]] == 1 else str(n) for n in range(count)]
 
     @property
     def has_sizes(self) -> bool:
@@ -130,9 +130,7 @@ class Model:
         for name in ("guidance_scale", "temperature", "top_k", "top_p"):
             usual = pipe.defaults[name]
             if getattr(settings, name) is None and not isinstance(usual, Sequence):
-                filled[name] = (
-                    usual  # one per step stays open: the page has no such lists, but the model does
-                )
+                filled[name] = usual  # one per step stays open, since the page has no such lists
         if "more_smooth" in pipe.defaults:
             filled["more_smooth"] = bool(
                 pipe.defaults["more_smooth"] if settings.more_smooth is None else settings.more_smooth
