@@ -72,7 +72,7 @@ def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 pictures from one process."""
     folder = tmp_path_factory.mktemp("runs") / "alone"
     process = start("-m", model, "--count", "24", "--shard-size", "4", "--ssg", "0.6", "--out", folder)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert "24 pictures of airplane, automobile, bird, cat, …; seeds 0 to 23; 6 shards" in out
     return folder
@@ -179,7 +179,7 @@ def test_torchrun_spreads_a_run_and_changes_no_byte(model: Path, alone: Path, tm
     arguments = ("-m", model, "--count", "24", "--shard-size", "4", "--ssg", "0.6", "--out", folder)
     launcher = ("torch.distributed.run", "--nproc-per-node", "2")
     process = start(*arguments, "--batch-size", "3", launcher=launcher)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert out.count("24 pictures") == 1  # one process talks
     assert files(folder) == files(alone)
@@ -193,7 +193,7 @@ def test_accelerate_launches_a_run(model: Path, alone: Path, tmp_path: Path):
     arguments = ("-m", model, "--count", "24", "--shard-size", "4", "--ssg", "0.6", "--out", folder)
     launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
     process = start(*arguments, "--device", "cpu", launcher=launcher)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert files(folder) == files(alone)
     assert len(list((folder / "logs").iterdir())) == 2
@@ -206,7 +206,7 @@ def test_signals_end_a_run_cleanly_and_it_goes_on(model: Path, tmp_path: Path, n
     process = start(*arguments)
     wait_for(folder / "shard-000002.tar", process)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "the same command goes on" in err and "interrupted" in err and "Traceback" not in err
     assert os.listdir(folder / ".work") == []
@@ -221,7 +221,7 @@ def test_plain_processes_share_a_run_and_outlive_each_other(model: Path, alone: 
     wait_for(folder / "manifest.json", first)
     second = start(*arguments, LC_ALL="C", LANG="C", TZ="America/Los_Angeles", PYTHONUTF8="0")
     first.kill()
-    _, err = second.communicate(timeout=120)
+    _, err = second.communicate(timeout=600)
     first.communicate()
     assert second.returncode == 0, err
     assert files(folder) == files(alone)
@@ -234,7 +234,7 @@ def test_evaluations_are_shared_between_processes(model: Path, tmp_path: Path):
     launcher = ("torch.distributed.run", "--nproc-per-node", "2")
     arguments = ("-m", model, "--images", "450", "--work", tmp_path / "work", "--output", tmp_path / "e.json")
     process = start(*arguments, launcher=launcher, command="evaluate")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert out.count("features are kept in") == 1
     result = json.loads((tmp_path / "e.json").read_text())

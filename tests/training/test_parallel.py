@@ -87,7 +87,7 @@ def launch(tmp_path: Path, *arguments: object) -> list[dict[str, Tensor]]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return [torch.load(Path(str(arguments[1])) / f"rank{i}.pt", weights_only=True) for i in range(2)]
