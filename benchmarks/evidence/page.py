@@ -106,7 +106,7 @@ def conditions(stored: Row) -> str:
         f"{c['sets']} sets of {c['images_per_set']:,} pictures an arm; float32 on a CPU with "
         f"{c['cpu_capability']}, {c['threads']} thread{'s' if c['threads'] > 1 else ''} a process; "
         f"nextscale {c['nextscale']}, torch {c['torch']}; {c['replicates']} resamples; weights "
-        f"`{c['model']['sha256'][:12]}`, features `{c['features']['sha256'][:12]}`, reference "
+        f"`{c['model']['sha256'][:12]}`, features `{c['features']['weights_sha256'][:12]}`, reference "
         f"`{c['reference']['sha256'][:12]}`."
     )
 

@@ -35,9 +35,9 @@ def main() -> None:
     rows: list[tuple[str, Tensor]] = []
     for beta in (0.0, best["beta"], *FAILURES):
         out = pipe(labels, ssg=beta or None, seed=0, output_type="pt", **settings)
-        rows.append((f"β = {beta:g}" if beta else "no SSG", out.images))
+        rows.append((f"SSG {beta:g}" if beta else "no SSG", out.images))
     wrong = draw_on_wrong_grids(pipe, labels, labels, ScaledSpatialGuidance(FAILURES[0]), **settings)
-    rows.append((f"β = {FAILURES[0]:g}, wrong grids", wrong))
+    rows.append((f"SSG {FAILURES[0]:g}, wrong grids", wrong))
 
     side = 32 * ZOOM + GAP
     sheet = Image.new("RGB", (MARGIN + side * len(labels), side * len(rows)), "white")
