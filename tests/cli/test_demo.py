@@ -50,7 +50,13 @@ def test_bad_options_end_with_one_line(arguments, message, capsys: pytest.Captur
 def test_other_machines_are_warned_of_and_the_end_leaves_nothing(
     model: Path, tmp_path: Path, sent, code: int
 ):
-    command = [sys.executable, "-m", "nextscale.cli.main", "demo", "--no-open", "--host", "0.0.0.0"]
+    # The signal is ignored from birth in a process of a shell's background.
+    code_of_it = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from nextscale.cli.main import main\nmain(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", code_of_it, "demo", "--no-open", "--host", "0.0.0.0"]
     (tmp_path / "temporary").mkdir()
     with (tmp_path / "said").open("wb") as said:
         process = subprocess.Popen(

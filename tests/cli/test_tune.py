@@ -62,17 +62,17 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 def test_a_gain_becomes_the_default(folder: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(folder)
     weights = {p: p.read_bytes() for p in folder.glob("model/*/*")}
-    code, out, _ = run(capsys, "--model", "model", *FAST, "--budget", "2100", "--replicates", "20")
+    code, out, _ = run(capsys, "--model", "model", *FAST, "--budget", "2400", "--replicates", "20")
     assert code == 0, out
     lines = out.splitlines()
-    assert lines[0] == "3 candidates, 2 rounds, then 3 fresh sets of 170: at most 1,930 pictures"
-    assert lines[1].split()[:2] == ["FD", "170"] and "SSG 20 constant, forward norm" in out
+    assert lines[0] == "3 candidates, 2 rounds, then 3 fresh sets of 200: at most 2,200 pictures"
+    assert lines[1].split()[:2] == ["FD", "200"] and "SSG 20 constant, forward norm" in out
     assert "lower, better in all 3 seed sets; KD agrees" in out
     assert lines[-2] == "model: SSG without arguments is now SSG 20, forward norm"
     assert lines[-1] == "tuning.json; features are kept in tuning.work"
     report = json.loads((folder / "tuning.json").read_text())
     assert report["default"] == STRONG.to_dict() and report["written_to"] == "model"
-    assert report["comparison"]["gain_shown"] is True and report["pictures"]["search"] <= 1050
+    assert report["comparison"]["gain_shown"] is True and report["pictures"]["search"] <= 1200
 
     # The pipeline, and every command, uses it where SSG is asked for without saying how.
     pipe = VARPipeline.from_pretrained("model", device="cpu")
@@ -81,7 +81,7 @@ def test_a_gain_becomes_the_default(folder: Path, monkeypatch, capsys: pytest.Ca
 
     # From the features that are there, the same again; the report goes to a file of its own.
     code, out, _ = run(
-        capsys, "--model", "model", *FAST, "--budget", "2100", "--replicates", "20", "--dry-run"
+        capsys, "--model", "model", *FAST, "--budget", "2400", "--replicates", "20", "--dry-run"
     )
     assert code == 0 and "as this model's default, that would be: SSG 20, forward norm; nothing was" in out
     again = json.loads((folder / "tuning-2.json").read_text())
@@ -93,7 +93,7 @@ def test_without_evidence_the_default_changes_nothing(
 ):
     monkeypatch.chdir(folder)
     code, out, err = run(capsys, "--model", "model", *FAST, "--budget", "300", "--output", "report.json")
-    assert code == 0 and "sets of 20 pictures give no interval in 160 dimensions" in err
+    assert code == 0 and "sets of 20 pictures give no interval in 192 dimensions" in err
     assert "model: SSG without arguments is now off (strength 0)" in out
     assert default_of(folder) == {
         k: v for k, v in ScaledSpatialGuidance(0.0).to_dict().items() if k != "method"

@@ -125,7 +125,7 @@ def test_a_result_has_every_figure(
     assert set(result.figures.scores) == scores
     assert all(math.isfinite(v) for v in result.figures.scores.values())
     assert result.figures.errors == {}  # too few pictures for one
-    assert result.figures.left_out == {"fd_infinity": "needs 640 pictures or more"}
+    assert result.figures.left_out == {"fd_infinity": "needs 768 pictures or more"}
     stored = result.to_dict()
     assert stored["protocol_hash"] == result.protocol.hash
     assert {"nextscale", "torch", "numpy", "python"} <= set(stored["versions"])

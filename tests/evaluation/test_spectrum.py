@@ -154,7 +154,7 @@ def test_numbers_tables_and_plots(pipe: VARPipeline, space: FeatureSpace, pictur
 
     lines = "\n".join(summary_lines(finite(result)))
     assert "mean |ln amplitude ratio|" in lines and "SSG 0.6 minus no SSG, step 4" in lines
-    assert "without errors of the blur curve: need more than 160 pictures" in lines
+    assert "without errors of the blur curve: need more than 192 pictures" in lines
 
     names = write_plots(finite(result), tmp_path)
     assert names == [f"{n}.svg" for n in ("latent", "amplitude", "blur", "residual", "saturation")]
