@@ -93,7 +93,8 @@ def main() -> None:
     parser.add_argument("--official", type=Path, help="a checkout of FoundationVision/VAR")
     parser.add_argument("--output", type=Path, default=Path("growth.json"))
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--one", nargs=4, metavar=("WHO", "DEPTH", "SIZE", "BATCH"), help=argparse.SUPPRESS)
+    who = "a single point: ours or official, and its sizes"
+    parser.add_argument("--one", nargs=4, metavar=("WHO", "DEPTH", "SIZE", "BATCH"), help=who)
     args = parser.parse_args()
     if args.one:
         who, *numbers = args.one
