@@ -1,6 +1,6 @@
 """Matrix products, on CPUs through oneDNN, which also applies the GELU that follows.
 
-PyTorch hands float32 products on a CPU to MKL, which on AMD processors reaches less than half of what oneDNN
+PyTorch hands float32 products on a CPU to MKL, which on the AMD processor tried reaches half of what oneDNN
 does (``docs/performance.md`` has the figures), and adds the bias by copying it into every row first. The
 operator used here is the one that PyTorch's own compiler calls; it knows no gradients. Where it cannot be
 used, everything is computed by :func:`torch.nn.functional.linear`; the two agree to rounding.
