@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
-from nextscale.generation.tokens import Drawer, Filters, ImageNoise, filter_logits, inverse_cdf, likeliest
+from nextscale.generation import tokens as module
+from nextscale.generation.tokens import Drawer, Filters, ImageNoise, filter_logits, inverse_cdf, ranked
 
 CPU = torch.device("cpu")
 
@@ -303,27 +304,49 @@ def test_paired_takes_a_part_of_the_steps_numbers():
     assert torch.equal(drawer(logits[:, part], 0, part.expand(2, -1)), whole[:, part])
 
 
-@given(st.integers(1, 40), st.integers(0, 10**6), st.booleans(), st.sampled_from([1.0, 0.7]))
-def test_drawing_from_the_likeliest_alone_is_drawing_from_all(
-    k: int, seed: int, coarse: bool, temperature: float
+@given(
+    k=st.integers(0, 40),
+    p=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    share=st.sampled_from([0.0, 0.01, 0.4, 1.0]),
+    temperature=st.sampled_from([1.0, 0.7]),
+    coarse=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_sorting_once_draws_what_filters_and_inverse_cdf_draw(
+    k: int, p: float, share: float, temperature: float, coarse: bool, seed: int
 ):
     logits = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(seed))
-    logits = logits.round() if coarse else logits  # with many ties
-    settings = dict(top_k=k, top_p=0.9, min_p=0.01, temperature=temperature)
+    logits = logits.round() if coarse else logits  # with many ties, and with zeros of both signs
+    settings = dict(top_k=k, top_p=p, min_p=share, temperature=temperature)
     drawer = Drawer("paired", Filters(**settings), [seed, 1], [5], CPU)
     expected = inverse_cdf(Filters(**settings)(logits), drawer.noise[0])
+    before = logits.clone()
     assert torch.equal(drawer(logits, 0), expected)
+    assert torch.equal(logits, before)
 
 
-@given(st.integers(1, 12), st.integers(0, 10**6))
-def test_the_likeliest_come_in_the_order_of_the_vocabulary_with_their_ties(k: int, seed: int):
+def test_rows_are_drawn_in_portions(monkeypatch: pytest.MonkeyPatch):
+    logits = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
+    whole = draw("paired", logits, [1, 2], top_k=5, top_p=0.9)
+    monkeypatch.setattr(module, "SORTED_ENTRIES", 3 * 16)
+    assert torch.equal(draw("paired", logits, [1, 2], top_k=5, top_p=0.9), whole)
+
+
+@given(st.integers(1, 12), st.integers(0, 10**6), st.booleans())
+def test_ranks_are_a_stable_sort_and_include_ties(k: int, seed: int, on_cpu: bool):
     logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(seed)).round()
-    values, order = likeliest(logits, k)
-    assert torch.equal(values, logits.gather(-1, order))
-    assert (order.diff(dim=-1) > 0).all()
-    for row, chosen in zip(logits, order, strict=True):
-        threshold = row.sort(descending=True).values[k - 1]
-        assert set((row >= threshold).nonzero().flatten().tolist()) <= set(chosen.tolist())
+    with pytest.MonkeyPatch.context() as patch:
+        if not on_cpu:  # the way that other devices go
+            patch.setattr(
+                module, "_smallest", lambda keys, n: keys.topk(n, dim=-1, largest=False).values
+            )
+        values, order = ranked(logits, k)
+    expected = logits.sort(descending=True, stable=True)
+    n = values.shape[-1]
+    assert torch.equal(values, expected.values[:, :n])
+    assert torch.equal(order, expected.indices[:, :n])
+    assert n == 12 or (values[:, -1] <= values[:, k - 1]).all()
+    assert ((logits >= values[:, k - 1 : k]).sum(-1) <= n).all()
 
 
 def test_several_decisions_per_position():

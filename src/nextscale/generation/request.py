@@ -20,6 +20,7 @@ from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance, Convention, Ramp
 from nextscale.guidance.schedules import StrengthLike
 from nextscale.guidance.ssg import DEFAULT_BETA, ScaledSpatialGuidance, as_ssg
+from nextscale.kernels import constant_weights
 from nextscale.scales import Grid
 
 OutputType = Literal["pil", "pt", "np"]
@@ -196,12 +197,13 @@ def draw_batches(
     Returns all pictures and all tokens (one tensor per grid), both on the CPU.
     """
     images, tokens = [], []
-    for span in spans(count, batch_size):
-        session, draw = begin(span)
-        tokens.append([t.cpu() for t in generate(session, guidance, draw, on_step)])
-        latent = session.feature_map
-        del session  # its cache, which would only lie beside what decoding needs
-        images.append(decode(latent).cpu())
+    with constant_weights():
+        for span in spans(count, batch_size):
+            session, draw = begin(span)
+            tokens.append([t.cpu() for t in generate(session, guidance, draw, on_step)])
+            latent = session.feature_map
+            del session  # its cache, which would only lie beside what decoding needs
+            images.append(decode(latent).cpu())
     return torch.cat(images), [torch.cat(maps) for maps in zip(*tokens, strict=True)]
 
 

@@ -20,6 +20,8 @@ from nextscale.errors import InvalidArgumentError
 
 Sampler = Literal["paired", "greedy", "multinomial"]
 
+SORTED_ENTRIES = 2**18  # 2 MiB of whole numbers
+
 
 @dataclass(frozen=True)
 class Filters:
@@ -129,19 +131,69 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
     return order.gather(-1, rank).squeeze(-1)
 
 
-def likeliest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of every row ``(..., V)``, and those tied with the k-th, in the order of the vocabulary.
+def ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of every row and those tied with the k-th, in descending order, ties as in the vocabulary.
 
-    Returns values and int64 indices, both ``(..., n)``, n from k on: where a row has more ties than another,
-    the other's next smaller entries fill it up.
+    logits: float32 ``(R, V)``. Returns values and int64 indices, both ``(R, n)``, n from k on: where a row has
+    more ties than another, the other's next smaller entries fill it up.
     """
-    top = logits.topk(min(k + 1, logits.shape[-1]), dim=-1)
-    order = top.indices[..., :k]
-    if k < logits.shape[-1] and (top.values[..., -2] == top.values[..., -1]).any():
-        n = int((logits >= top.values[..., -2:-1]).sum(-1).max())
-        order = logits.topk(n, dim=-1, sorted=False).indices
-    order = order.sort(dim=-1).values
+    # One whole number holds value and index, so that sorting such numbers, which are all different, does both.
+    # The bits of a float order as a whole number does, but for negative ones, whose lower 31 are flipped.
+    bits = (logits + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
+    flipped = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    keys = (~flipped).long() << 32 | torch.arange(logits.shape[-1], device=logits.device)
+    vocabulary = logits.shape[-1]
+    n = min(k + 1, vocabulary)
+    smallest = _smallest(keys, n)
+    kth = smallest[:, k - 1 : k] >> 32
+    if n > k and (smallest[:, k:] >> 32 == kth).any():
+        n = int((keys >> 32 <= kth).sum(-1).max())
+        smallest = _smallest(keys, n)
+    order = smallest & 0xFFFFFFFF
     return logits.gather(-1, order), order
+
+
+def _smallest(keys: Tensor, n: int) -> Tensor:
+    """The n smallest of every row ``(R, V)`` in ascending order; on a CPU the rows' entries change places."""
+    if keys.device.type != "cpu":
+        return keys.topk(n, dim=-1, largest=False).values
+    rows = keys.numpy()  # which numpy sorts several times as fast as torch does
+    if n < rows.shape[-1]:
+        rows.partition(n - 1, axis=-1)
+    found = rows[:, :n].copy()
+    found.sort(axis=-1)
+    return torch.from_numpy(found)
+
+
+def draw_ranked(
+    logits: Tensor, uniform: Tensor, *, top_k: int = 0, top_p: float = 0.0, min_p: float = 0.0
+) -> Tensor:
+    """``inverse_cdf(filter_logits(logits, ...), uniform)`` by sorting once; logits float32 ``(R, V)``.
+
+    In descending order every filter keeps a first part, and only of what ties with its last entry does it
+    matter which: top-p removes the first of them in the vocabulary, so the draw passes over those.
+    """
+    vocabulary = logits.shape[-1]
+    limit = top_k if 0 < top_k < vocabulary else vocabulary
+    values, order = ranked(logits, limit)  # (R, n)
+    kept = (values >= values[:, limit - 1 : limit]).sum(-1, keepdim=True)  # (R, 1), how many
+    rank = torch.arange(values.shape[-1], device=values.device)
+    weights = (values.double() - values[:, :1]).exp()
+    skipped = first = torch.zeros_like(kept)
+    if 0 < top_p < 1:
+        ascending = weights.masked_fill(rank >= kept, 0).flip(-1).cumsum(-1)
+        removed = (ascending <= (1 - top_p) * ascending[:, -1:]).sum(-1, keepdim=True)
+        kept = (values.shape[-1] - removed).clamp_min(1)
+        last = values.gather(-1, kept - 1)
+        first = (values > last).sum(-1, keepdim=True)  # where the ties of the last begin
+        skipped = (values >= last).sum(-1, keepdim=True) - kept
+    if min_p > 0:
+        likely = ((values - values[:, :1]).float().exp() >= min_p).sum(-1, keepdim=True)
+        kept = torch.minimum(kept, likely)
+    mass = weights.masked_fill(rank >= kept, 0).cumsum(-1)
+    target = uniform.to(mass.device).unsqueeze(-1) * mass[:, -1:]
+    drawn = torch.minimum(torch.searchsorted(mass, target, right=True), kept - 1)
+    return order.gather(-1, torch.where(drawn < first, drawn, drawn + skipped)).squeeze(-1)
 
 
 def _accumulated(values: Tensor, largest: Tensor) -> Tensor:
@@ -228,10 +280,13 @@ class Drawer:
         return self._by_inverse_cdf(logits, step, numbers.view(logits.shape[:-1]))
 
     def _by_inverse_cdf(self, logits: Tensor, step: int, numbers: Tensor) -> Tensor:
-        k = self.filters.top_k_at(step)
-        if not 0 < k <= logits.shape[-1] // 2:
-            return inverse_cdf(self.filters(logits, step), numbers)
-        # What top-k removes has no part in what follows, so the rest is done on the few entries it leaves.
-        values, order = likeliest(self.filters.scaled(logits, step), k)
-        kept = filter_logits(values, top_k=k, top_p=self.filters.top_p, min_p=self.filters.min_p)
-        return order.gather(-1, inverse_cdf(kept, numbers).unsqueeze(-1)).squeeze(-1)
+        filters, device = self.filters, logits.device
+        scaled = filters.scaled(logits, step).float().flatten(0, -2)
+        if device.type == "mps":  # which has no float64
+            scaled = scaled.cpu()
+        # On a CPU, so many rows at a time that they stay in its caches.
+        rows = max(1, SORTED_ENTRIES // scaled.shape[-1]) if scaled.device.type == "cpu" else len(scaled)
+        kept = dict(top_k=filters.top_k_at(step), top_p=filters.top_p, min_p=filters.min_p)
+        pairs = zip(scaled.split(rows), numbers.flatten().split(rows), strict=True)
+        tokens = torch.cat([draw_ranked(some, uniform, **kept) for some, uniform in pairs])
+        return tokens.view(logits.shape[:-1]).to(device)

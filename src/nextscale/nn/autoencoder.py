@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.kernels import of_weight
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
@@ -40,9 +41,19 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:  # (B, channels, H, W) -> (B, out_channels, H, W)
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+        h = self.conv1(activate(self.norm1(x)))
+        h = self.conv2(activate(self.norm2(h)))
+        return self.joined(h, x)
+
+    def joined(self, h: Tensor, x: Tensor) -> Tensor:
+        """What the convolutions made, added to the block's input; h is overwritten where no gradient needs it."""
+        shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
+        return h + shortcut if torch.is_grad_enabled() else h.add_(shortcut)
+
+
+def activate(x: Tensor) -> Tensor:
+    """SiLU; x is overwritten where no gradient needs it."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class SpatialAttention(nn.Module):
@@ -72,14 +83,32 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double both sides by repetition, then smooth with a learned 3x3 convolution."""
+    """Double both sides by repetition, then smooth with a learned 3x3 convolution.
+
+    On a CPU it is computed as one transposed convolution, in 4/9 of the operations.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.conv.weight, self.conv.bias
+        if x.device.type == "cpu":
+            return F.conv_transpose2d(x, of_weight(transposed_kernel, weight), bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def transposed_kernel(weight: Tensor) -> Tensor:
+    """The kernel that makes a transposed convolution of stride 2 of a repetition and a 3x3 convolution.
+
+    ``(out, in, 3, 3)`` -> ``(in, out, 4, 4)``. Along a side, each of the two copies of a value spreads over
+    three places by the flipped kernel, the second one place further, which makes four.
+    """
+    spread = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    both = torch.kron(spread, spread).to(weight.device)  # (9, 16)
+    kernel = (weight.float().flatten(2) @ both).to(weight.dtype)
+    return kernel.unflatten(2, (4, 4)).transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 class Level(nn.Module):
@@ -167,7 +196,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for level in self.down:
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+        return self.conv_out(activate(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
@@ -209,7 +238,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(activate(self.norm_out(x)))
 
 
 def check_images(images: Tensor, *, channels: int, multiple: int) -> None:

@@ -10,5 +10,6 @@ from nextscale.kernels import linear
 class Linear(nn.Linear):
     """``nn.Linear`` by way of :func:`nextscale.kernels.linear`."""
 
-    def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        return linear(x, self.weight, self.bias, gelu=gelu)
+    def forward(self, x: Tensor, *, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+        """bias: in place of the layer's own."""
+        return linear(x, self.weight, self.bias if bias is None else bias, gelu=gelu, recurring=True)

@@ -19,15 +19,16 @@ from nextscale.nn.quantizer import MultiScaleQuantizer, Quantized, shrink
 from nextscale.scales import Grid, ScaleSchedule
 
 DECODED_PIXELS = 2**18
+DECODED_PIXELS_ON_CPU = 2**16
 
 
-def decoded_at_once(pixels: int) -> int:
+def decoded_at_once(pixels: int, device: torch.device) -> int:
     """How many pictures of so many pixels are decoded together: enough to keep a device busy.
 
     Maps in the decoder are hundreds of times larger than the picture, so a whole batch of them can take more
-    memory than everything before it.
+    memory than everything before it; and on a CPU, fewer of them find more of themselves in its caches.
     """
-    return max(1, DECODED_PIXELS // pixels)
+    return max(1, (DECODED_PIXELS_ON_CPU if device.type == "cpu" else DECODED_PIXELS) // pixels)
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class ResidualTokenizer(nn.Module):
         pixels = f_hat.shape[2] * f_hat.shape[3] * self.config.reduction**2
         decoded = [
             self.decoder(self.post_quant_conv(part.to(self.device, self.dtype))).float().clamp(-1, 1)
-            for part in f_hat.split(decoded_at_once(pixels))
+            for part in f_hat.split(decoded_at_once(pixels, self.device))
         ]
         return decoded[0] if len(decoded) == 1 else torch.cat(decoded)
 

@@ -13,11 +13,10 @@ from itertools import chain
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import InvalidArgumentError
-from nextscale.nn.autoencoder import Decoder, Level, ResBlock
+from nextscale.nn.autoencoder import Decoder, Level, ResBlock, activate
 
 Part = Callable[[Tensor], Tensor]
 
@@ -50,7 +49,7 @@ def decode_in_strips(decoder: Decoder, z: Tensor, rows: int) -> Tensor:
             upsample = None
         upsample = getattr(level, "upsample", None)
     norm = _measured(decoder.norm_out, _strips(x, _same, height()))
-    return _joined(_strips(x, lambda s: decoder.conv_out(F.silu(norm(s))), height(), halo=1), x.shape[2])
+    return _joined(_strips(x, lambda s: decoder.conv_out(activate(norm(s))), height(), halo=1), x.shape[2])
 
 
 def _block(block: ResBlock, x: Tensor, upsample: nn.Module | None, rows: int) -> Tensor:
@@ -65,14 +64,13 @@ def _block(block: ResBlock, x: Tensor, upsample: nn.Module | None, rows: int) ->
     norm1 = _measured(block.norm1, strips(before))
 
     def first(s: Tensor) -> Tensor:
-        return block.conv1(F.silu(norm1(s)))
+        return block.conv1(activate(norm1(s)))
 
     norm2 = _measured(block.norm2, strips(lambda s: first(before(s))))
 
     def whole(s: Tensor) -> Tensor:
         s = before(s)
-        h = block.conv2(F.silu(norm2(first(s))))
-        return h + (s if block.nin_shortcut is None else block.nin_shortcut(s))
+        return block.joined(block.conv2(activate(norm2(first(s)))), s)
 
     return _joined(strips(whole), x.shape[2] * factor)
 

@@ -195,13 +195,15 @@ def build(
 ) -> Module:
     """Make a module without allocating it, check the tensors against it, and fill it with them.
 
-    The module is in evaluation mode and its parameters do not ask for gradients.
+    The module is in evaluation mode and its parameters do not ask for gradients. Kernels of convolutions have
+    their channels last in memory, as the maps have that they are applied to.
     """
     with torch.device("meta"):
         module = make()
     check_shapes(module, tensors, source=source, hint=hint)
     cast = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
     module.load_state_dict(cast, assign=True)
+    module.to(memory_format=torch.channels_last)
     return module.eval().requires_grad_(False)
 
 

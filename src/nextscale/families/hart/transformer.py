@@ -19,7 +19,7 @@ from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.families.hart.diffusion import ResidualDiffusion
 from nextscale.families.hart.rotary import Rotation, map_positions, rotate
 from nextscale.families.text import TextFeatures
-from nextscale.kernels import linear
+from nextscale.kernels import attention
 from nextscale.nn.attention import level_mask, normalise_qk
 from nextscale.nn.cache import KVCache
 from nextscale.nn.linear import Linear
@@ -128,7 +128,7 @@ class SelfAttention(nn.Module):
         """x ``(B, L, C)`` -> the same shape."""
         batch, length, dim = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = linear(x.to(bias.dtype), self.qkv_proj.weight, bias).view(batch, length, 3, self.heads, -1)
+        qkv = self.qkv_proj(x.to(bias.dtype), bias=bias).view(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
         if self.scale_mul_1H11 is None:
             scale = 0.25 / math.sqrt(dim // self.heads)
@@ -138,7 +138,7 @@ class SelfAttention(nn.Module):
         q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        out = attention(q, k, v, mask=mask, scale=scale)
         result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, length, dim))
         return result
 

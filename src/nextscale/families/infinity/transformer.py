@@ -23,7 +23,7 @@ from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.families.infinity.conditioning import TextNorm, TextPool, keys_values, normal
 from nextscale.families.infinity.schedules import rope_reference
 from nextscale.families.text import TextFeatures
-from nextscale.kernels import linear
+from nextscale.kernels import attention
 from nextscale.nn.attention import Rotation, block_causal_mask, grid_rotation, normalise_qk, rotate_pairs
 from nextscale.nn.cache import KVCache
 from nextscale.nn.linear import Linear
@@ -150,13 +150,13 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         batch, length, dim = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = linear(x, self.mat_qkv.weight, bias).view(batch, length, 3, self.heads, -1)
+        qkv = self.mat_qkv(x, bias=bias).view(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
         q, k = normalise_qk(q.float(), k.float(), self.scale_mul_1H11)
         q, k = rotate_pairs(q, rotation).to(v.dtype), rotate_pairs(k, rotation).to(v.dtype)
         if cache is not None:
             k, v = cache.append(k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+        out = attention(q, k, v, mask=mask, scale=1.0)
         result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, length, dim))
         return result
 
@@ -180,7 +180,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         batch, length, dim = x.shape
         q = self.mat_q(x).view(batch, length, self.heads, -1).transpose(1, 2)  # (B, H, L, d)
-        out = F.scaled_dot_product_attention(q, memory.keys, memory.values, attn_mask=memory.mask)
+        out = attention(q, memory.keys, memory.values, mask=memory.mask)
         result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, length, dim))
         return result
 

@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
-from nextscale.kernels import linear
+from nextscale.kernels import attention
 from nextscale.nn.attention import block_causal_mask, normalise_qk
 from nextscale.nn.cache import KVCache
 from nextscale.nn.linear import Linear
@@ -86,7 +85,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:  # (B, L, C) -> same
         batch, length, dim = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = linear(x, self.mat_qkv.weight, bias).view(batch, length, 3, self.heads, -1)
+        qkv = self.mat_qkv(x, bias=bias).view(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
         if self.scale_mul_1H11 is None:
             scale = 0.25 / math.sqrt(dim // self.heads)
@@ -95,7 +94,7 @@ class SelfAttention(nn.Module):
             q, k = normalise_qk(q, k, self.scale_mul_1H11)
         if cache is not None:
             k, v = cache.append(k, v)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        out = attention(q, k, v, mask=mask, scale=scale)
         result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, length, dim))
         return result
 
