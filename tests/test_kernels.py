@@ -1,4 +1,4 @@
-"""Linear layers: the fused operator and PyTorch's own agree, and gradients take the latter."""
+"""Linear layers and attention: our ways and PyTorch's own agree; what is made of weights follows them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextscale import kernels as module
-from nextscale.kernels import linear
+from nextscale.kernels import attention, constant_weights, linear, of_weight
 from nextscale.nn.linear import Linear
 
 AGREE = {torch.float32: dict(rtol=1e-5, atol=1e-5), torch.bfloat16: dict(rtol=2e-2, atol=2e-2)}
@@ -76,3 +76,117 @@ def test_without_the_operator(monkeypatch: pytest.MonkeyPatch):
     layer, x = Linear(5, 4), torch.randn(3, 5)
     monkeypatch.setattr(module, "_available", lambda: False)
     assert torch.equal(layer(x, gelu=True), plain(x, layer.weight, layer.bias, gelu=True))
+
+
+# ------------------------------------------------------------------ what is made of weights
+
+
+def test_what_is_made_of_a_weight_is_kept_only_while_weights_are_constant():
+    made: list[float] = []
+
+    def make(weight: torch.Tensor) -> torch.Tensor:
+        made.append(float(weight.sum()))
+        return weight * 2
+
+    weight, other = torch.ones(3), torch.zeros(3)
+    assert of_weight(make, weight) is not of_weight(make, weight)
+    made.clear()
+    with constant_weights():
+        first = of_weight(make, weight)
+        with constant_weights():  # goes on with what there is
+            assert of_weight(make, weight) is first
+        assert of_weight(make, weight) is first
+        assert torch.equal(of_weight(make, other), other)
+    assert made == [3, 0]
+    weight.data.fill_(5)  # which nothing could notice
+    with constant_weights():
+        assert torch.equal(of_weight(make, weight), torch.full((3,), 10.0))
+
+
+def test_an_error_ends_it_too():
+    with pytest.raises(ZeroDivisionError), constant_weights():
+        raise ZeroDivisionError
+    weight = torch.ones(1)
+    assert of_weight(torch.clone, weight) is not of_weight(torch.clone, weight)
+
+
+@given(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70), st.booleans())
+@torch.no_grad()
+def test_a_kept_layout_changes_nothing(rows: int, inputs: int, outputs: int, gelu: bool):
+    generator = torch.Generator().manual_seed(0)
+    layer = Linear(inputs, outputs).bfloat16()
+    x = torch.randn(2, rows, inputs, generator=generator).bfloat16()
+    with constant_weights():
+        found = [layer(x, gelu=gelu) for _ in range(2)]
+    assert torch.equal(*found)
+    expected = plain(x, layer.weight, layer.bias, gelu)
+    torch.testing.assert_close(found[0], expected, **AGREE[torch.bfloat16])
+
+
+@torch.no_grad()
+def test_layouts_take_no_more_than_their_limit(monkeypatch: pytest.MonkeyPatch):
+    laid_out: list[int] = []
+    layout = module._layout
+
+    def counted(weight: torch.Tensor) -> torch.Tensor:
+        laid_out.append(weight.nbytes)
+        return layout(weight)
+
+    monkeypatch.setattr(module, "_layout", counted)
+    layers = [Linear(32, 32).bfloat16() for _ in range(4)]  # 2048 bytes each
+    x = torch.randn(3, 32).bfloat16()
+    for limit, count in ((4 * 2048, 4), (4 * 2048 - 1, 3), (0, 0)):
+        monkeypatch.setattr(module, "LAYOUT_BYTES", limit)
+        laid_out.clear()
+        with constant_weights():
+            for layer in layers * 2:
+                expected = F.linear(x, layer.weight, layer.bias)
+                torch.testing.assert_close(layer(x), expected, **AGREE[torch.bfloat16])
+            Linear(32, 32)(x.float())
+        assert laid_out == [2048] * count
+
+
+# ------------------------------------------------------------------ attention
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 20), st.integers(1, 30)),
+    portion=st.integers(1, 400),
+    scale=st.sampled_from([None, 1.0, 0.3]),
+    precise=st.booleans(),
+    peak=st.sampled_from([1.0, 20.0]),
+)
+@torch.no_grad()
+def test_attention_in_portions_is_attention(
+    sizes: tuple[int, int, int, int], portion: int, scale: float | None, precise: bool, peak: float
+):
+    batch, heads, rows, columns = sizes
+    generator = torch.Generator().manual_seed(0)
+    q = peak * torch.randn(batch, rows, heads, 8, generator=generator).transpose(1, 2)
+    room = torch.randn(2, batch, heads, columns + 3, 8, generator=generator).bfloat16()  # as in a cache
+    k, v = room[:, :, :, :columns]
+    q, k = (q, k.float()) if precise else (q.bfloat16(), k)
+    before = k.clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FEW_SCORES", 0)
+        patch.setattr(module, "SCORES", portion)
+        found = attention(q, k, v, scale=scale)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=scale)
+    assert found.dtype == torch.bfloat16
+    assert found.shape == q.shape
+    assert torch.equal(k, before)
+    torch.testing.assert_close(found.double(), exact, rtol=0.02, atol=0.02)
+
+
+def test_other_attention_is_left_to_torch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "FEW_SCORES", 0)
+    monkeypatch.setattr(module, "_attention_in_portions", None)  # which could not be called
+    q, k, v = torch.randn(3, 1, 2, 4, 8).unbind()
+    plain_attention = F.scaled_dot_product_attention
+    assert torch.equal(attention(q, k, v), plain_attention(q, k, v))
+    half = v.bfloat16().requires_grad_()
+    attention(q, k, half).sum().backward()
+    assert half.grad is not None
+    mask = torch.ones(4, 4, dtype=torch.bool).tril()
+    found = attention(q, k, v.bfloat16(), mask=mask)
+    assert torch.equal(found, plain_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), attn_mask=mask))

@@ -23,12 +23,23 @@ from torch import Tensor
 FUSED_DTYPES = (torch.float32, torch.bfloat16)
 # Scores in one portion of attention: few enough for a processor's caches, enough for its threads.
 SCORES = 2**20
-# Below so many scores of a head, portions cost more than they save.
-FEW_SCORES = 2**10
+# With fewer scores than this for a sample, portions cost more than they save.
+FEW_SCORES = 2**17
+# Most bytes that layouts of weights may take beside the weights.
+LAYOUT_BYTES = 2**30
 
 Make = Callable[[Tensor], Tensor]
 
-_kept: ContextVar[dict[tuple[Make, int], tuple[Tensor, Tensor]] | None] = ContextVar("kept", default=None)
+
+class _Kept:
+    """What was made of weights, with the weights themselves, so that their ids remain their own."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[Make, int], tuple[Tensor, Tensor]] = {}
+        self.layout_bytes = 0
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
@@ -37,7 +48,7 @@ def constant_weights() -> Iterator[None]:
     if _kept.get() is not None:
         yield
         return
-    token = _kept.set({})
+    token = _kept.set(_Kept())
     try:
         yield
     finally:
@@ -50,9 +61,9 @@ def of_weight(make: Make, weight: Tensor) -> Tensor:
     if kept is None:
         return make(weight)
     key = (make, id(weight))
-    if key not in kept:
-        kept[key] = weight, make(weight)  # with the weight, so that its id remains its own
-    return kept[key][1]
+    if key not in kept.made:
+        kept.made[key] = weight, make(weight)
+    return kept.made[key][1]
 
 
 def linear(
@@ -61,23 +72,36 @@ def linear(
     """``x @ weight.T + bias``, then GELU (the tanh form) if asked for.
 
     x ``(..., in)``, weight ``(out, in)``, bias ``(out,)`` -> ``(..., out)``.
-    recurring: the weight is used again and again, so in bfloat16 its layout for oneDNN is worth keeping. In
-    float32 it would gain less and take twice the memory.
+    recurring: the weight is used again and again, so its layout for oneDNN is worth keeping.
     """
     if fusible(x, weight):
         name, form = ("gelu", "tanh") if gelu else ("none", "")
-        if recurring and weight.dtype == torch.bfloat16 and _kept.get() is not None:
-            weight = of_weight(_packed, weight)
+        weight = _laid_out(weight) if recurring else weight
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], form)
         return result
     y = F.linear(x, weight, bias)
     return F.gelu(y, approximate="tanh") if gelu else y
 
 
-def _packed(weight: Tensor) -> Tensor:
-    """In the layout of oneDNN; the number of rows that it asks for hardly matters."""
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1024)
-    return packed
+def _laid_out(weight: Tensor) -> Tensor:
+    """The weight in oneDNN's layout, which it would otherwise be brought into by every product.
+
+    Only in bfloat16, since layouts take as much memory as the weights, and then up to a limit.
+    """
+    kept = _kept.get()
+    if kept is None or weight.dtype != torch.bfloat16:
+        return weight
+    if (_layout, id(weight)) not in kept.made:
+        if kept.layout_bytes + weight.nbytes > LAYOUT_BYTES:
+            return weight
+        kept.layout_bytes += weight.nbytes
+    return of_weight(_layout, weight)
+
+
+def _layout(weight: Tensor) -> Tensor:
+    rows = 1024  # of x, which oneDNN asks for, and which hardly matter
+    layout: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+    return layout
 
 
 def fusible(x: Tensor, weight: Tensor) -> bool:
@@ -103,42 +127,57 @@ def _available() -> bool:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """:func:`torch.nn.functional.scaled_dot_product_attention`, q ``(B, H, l, d)``, k and v ``(B, H, L, d)``.
+    """:func:`torch.nn.functional.scaled_dot_product_attention` in the dtype of the values.
+
+    q ``(B, H, l, d)``, k and v ``(B, H, L, d)`` -> ``(B, H, l, d)``; q and k may be of higher precision.
 
     PyTorch's fused kernel for CPUs is no faster in bfloat16 than in float32. So there the products are made
     one after the other, in portions that stay in the processor's caches: scores and softmax in float32, as
     the fused kernel has them, and the product with the values in bfloat16.
     """
-    if mask is None and k.shape == v.shape and _in_portions(q, k):
+    if mask is None and k.shape == v.shape and _in_portions(q, k, v):
         return _attention_in_portions(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, scale=scale)
 
 
-def _in_portions(q: Tensor, k: Tensor) -> bool:
+def _in_portions(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return (
-        q.device.type == "cpu"
-        and q.dtype == k.dtype == torch.bfloat16
-        and q.shape[-2] * k.shape[-2] >= FEW_SCORES
-        and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad))
+        v.device.type == "cpu"
+        and v.dtype == torch.bfloat16
+        and q.shape[-3] * q.shape[-2] * k.shape[-2] >= FEW_SCORES
+        and _available()
+        and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
 
 
 def _attention_in_portions(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Whole heads where their scores fit in a portion, else some rows of one head at a time."""
-    rows, columns = q.shape[-2], k.shape[-2]
-    out = torch.empty(q.shape, dtype=v.dtype)
-    merged = out.flatten(0, 1)  # (B H, l, d)
-    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    heads = max(1, SCORES // (rows * columns))
-    high = rows if heads > 1 else max(1, SCORES // columns)
-    for first in range(0, len(q), heads):
-        some = slice(first, first + heads)
-        keys = k[some].float().mul_(scale).transpose(-1, -2)
-        for top in range(0, rows, high):
-            part = slice(top, top + high)
-            scores = torch.bmm(q[some, part].float(), keys)
-            weights = torch.softmax(scores, -1, out=scores).to(v.dtype)
-            torch.bmm(weights, v[some], out=merged[some, part])
-    return out
+    """Some heads at a time, and where the scores of one are too many, some of its rows."""
+    batch, heads, rows, _ = q.shape
+    columns = k.shape[-2]
+    out = torch.empty(batch, rows, heads, v.shape[-1], dtype=v.dtype)  # what comes next wants heads together
+    together = min(heads, max(1, SCORES // (rows * columns)))
+    high = rows if together > 1 else max(1, SCORES // columns)
+    for b in range(batch):
+        for first in range(0, heads, together):
+            some = slice(first, first + together)
+            keys = k[b, some].float() * scale
+            for top in range(0, rows, high):
+                part = slice(top, top + high)
+                scores = _products(q[b, some, part].float(), keys)  # (l, H, L)
+                weights = torch.softmax(scores, -1, out=scores).transpose(0, 1)
+                weights = weights.to(v.dtype, memory_format=torch.contiguous_format)
+                out[b, part, some] = torch.bmm(weights, v[b, some]).transpose(0, 1)
+    return out.transpose(1, 2)
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """``(H, l, d)`` by ``(H, L, d)`` -> ``(l, H, L)``, as a convolution that mixes channels in H groups.
+
+    Only because PyTorch leaves float32 convolutions to oneDNN, and products to MKL.
+    """
+    groups, length, _ = x.shape
+    channels = x.transpose(0, 1).reshape(1, length, 1, -1).permute(0, 3, 1, 2)  # last in memory
+    products = F.conv2d(channels, y.flatten(0, 1)[:, :, None, None], groups=groups)
+    return products.permute(0, 2, 3, 1).reshape(length, groups, -1)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,8 +32,11 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def _track(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        if tensor.layout == torch._mkldnn:  # has no storage that can be asked
+            key, size, storage = id(tensor), tensor.numel() * tensor.itemsize, tensor
+        else:
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
         if key in self._known:
             return
         self._known.add(key)

@@ -337,9 +337,7 @@ def test_ranks_are_a_stable_sort_and_include_ties(k: int, seed: int, on_cpu: boo
     logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(seed)).round()
     with pytest.MonkeyPatch.context() as patch:
         if not on_cpu:  # the way that other devices go
-            patch.setattr(
-                module, "_smallest", lambda keys, n: keys.topk(n, dim=-1, largest=False).values
-            )
+            patch.setattr(module, "_smallest", lambda keys, n: keys.topk(n, dim=-1, largest=False).values)
         values, order = ranked(logits, k)
     expected = logits.sort(descending=True, stable=True)
     n = values.shape[-1]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.nn.autoencoder import (
@@ -60,11 +62,34 @@ def test_downsampling_pads_right_and_bottom_only():
     assert torch.equal(down(x), expected)
 
 
-def test_upsampling_repeats_pixels():
-    up = Upsample(2)
-    x = torch.randn(1, 2, 3, 4)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.booleans())
+def test_upsampling_repeats_pixels(batch: int, channels: int, height: int, width: int, last: bool):
+    up = Upsample(channels).double()
+    x = torch.randn(batch, channels, height, width, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
     repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    torch.testing.assert_close(up(x), up.conv(repeated))
+    torch.testing.assert_close(up(x), up.conv(repeated), rtol=1e-6, atol=1e-6)  # kernels are added in float32
+
+
+def test_gradients_of_an_upsampling():
+    up = Upsample(3)
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    found = torch.autograd.grad(up(x).square().sum(), (x, up.conv.weight, up.conv.bias))
+    plain = up.conv(F.interpolate(x, scale_factor=2, mode="nearest")).square().sum()
+    expected = torch.autograd.grad(plain, (x, up.conv.weight, up.conv.bias))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_or_not_the_result_is_the_same():
+    torch.manual_seed(0)
+    decoder = Decoder(**SIZES, ch_mult=(1, 2, 2))
+    z = torch.randn(2, 5, 3, 4)
+    before = z.clone()
+    with torch.no_grad():
+        found = decoder(z)
+    assert torch.equal(z, before)
+    assert torch.equal(found, decoder(z))
 
 
 def test_residual_block():

@@ -52,8 +52,8 @@ def random_pipeline(depth: int, size: int, placement: Placement) -> VARPipeline:
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
             with torch.no_grad():
                 parameter.normal_(0, 0.5 / fan_in**0.5 if "emb" not in name else 0.5, generator=generator)
-        module.to(placement.device, placement.dtype, memory_format=torch.channels_last)
-        module.eval().requires_grad_(False)
+        module.to(placement.device, placement.dtype).eval().requires_grad_(False)
+        nn.utils.convert_conv2d_weight_memory_format(module, torch.channels_last)
     return VARPipeline(*modules, name=f"random VAR d{depth}")  # type: ignore[arg-type]
 
 

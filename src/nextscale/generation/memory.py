@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from nextscale.generation.tokens import SORTED_ENTRIES
+from nextscale.kernels import LAYOUT_BYTES
+from nextscale.nn.linear import Linear
 from nextscale.scales import Grid
 
 
@@ -21,18 +24,19 @@ class MemoryEstimate:
 
     weights: of transformer and tokenizer, there all the time. cache: keys and values, of images and text.
     activations: the peak inside of the transformer. decoder: the peak while pictures are decoded, when the
-    cache is gone.
+    cache is gone. layouts: weights once more in another layout, for as long as a call takes.
     """
 
     weights: int
     cache: int
     activations: int
     decoder: int
+    layouts: int = 0
 
     @property
     def total(self) -> int:
         """The peak of the whole generation."""
-        return self.weights + max(self.cache + self.activations, self.decoder)
+        return self.weights + self.layouts + max(self.cache + self.activations, self.decoder)
 
     def __str__(self) -> str:
         parts = {
@@ -41,6 +45,8 @@ class MemoryEstimate:
             "activations": self.activations,
             "decoder": self.decoder,
         }
+        if self.layouts:
+            parts["layouts"] = self.layouts
         listed = ", ".join(f"{name} {_readable(value)}" for name, value in parts.items())
         return f"{_readable(self.total)} at the peak ({listed})"
 
@@ -58,6 +64,26 @@ def weight_bytes(modules: Sequence[nn.Module], dtype: torch.dtype) -> int:
     return sum(t.numel() * (dtype.itemsize if t.is_floating_point() else t.itemsize) for t in tensors)
 
 
+def layout_bytes(transformer: nn.Module, dtype: torch.dtype, device: torch.device) -> int:
+    """Of the layouts of linear layers that are kept during a call; see :mod:`nextscale.kernels`."""
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return 0
+    layers = [m for m in transformer.modules() if isinstance(m, Linear)]
+    return min(sum(layer.weight.numel() * dtype.itemsize for layer in layers), LAYOUT_BYTES)
+
+
+def drawing_bytes(decisions: int, choices: int, top_k: int) -> int:
+    """Of what a draw sorts and adds up, some rows at a time; see :mod:`nextscale.generation.tokens`.
+
+    decisions: tokens of a step, each from ``choices`` logits of which ``top_k`` are kept, 0 for all.
+    """
+    kept = min(top_k or choices, choices)
+    rows = min(decisions, max(SORTED_ENTRIES // choices, 1))
+    # Keys while they are made; then they and what they are made of, beside the entries found; then float64
+    # weights and their sums beside the order.
+    return rows * max(24 * choices, 16 * choices + 20 * kept, 45 * kept)
+
+
 def decoder_peak(
     widths: Sequence[int],
     latent: Grid,
@@ -65,6 +91,7 @@ def decoder_peak(
     batch: int,
     num_res_blocks: int,
     itemsize: int,
+    device: torch.device,
     channels: int = 3,
     strip: int | None = None,
 ) -> int:
@@ -75,32 +102,40 @@ def decoder_peak(
     :func:`nextscale.nn.strips.decode_in_strips`; ``None`` for all at once.
     """
     last = len(widths) - 1
-    peak = 0
-    for i, width in enumerate(widths):
+    transposed = device.type == "cpu"  # upsamplings are computed so, see autoencoder.Upsample
+    peak = kernels = 0
+    for i, width in reversed(list(enumerate(widths))):
         h, w = (side << (last - i) for side in latent)
         entering = widths[min(i + 1, last)]
         if strip is None:
-            peak = max(peak, h * w * itemsize * _level_channels(entering, width, num_res_blocks, i != 0))
+            maps = _block_channels(entering, width, num_res_blocks) * h * w * itemsize
         else:
             # The first block of a level joins the upsampling before it.
             first = _in_strips(entering, width, h, strip << (last - i), itemsize, upsample=i != last)
             later = _in_strips(width, width, h, strip << (last - i), itemsize) if num_res_blocks else 0
-            peak = max(peak, w * max(first, later))
+            maps = w * max(first, later)
+        peak = max(peak, batch * maps + kernels)
+        if i:  # an upsampling: the level's input and output, and what is made of four times their size
+            around = (entering + width) * h * w * itemsize if strip is None else 0
+            rise = (4 if transposed else 8) * width * h * w * itemsize if strip is None else 0
+            # The kernel is made in float32.
+            folding = kernels + width**2 * (128 if itemsize == 4 else 100) * transposed
+            kernels += 16 * width**2 * itemsize * transposed
+            peak = max(peak, batch * around + max(folding, kernels + batch * rise))
     pixels = latent[0] * latent[1] << (2 * last)
     # The picture as the decoder makes it, in float32, and clamped; while it is made, the last map is there.
-    finish = pixels * (widths[0] * (3 if strip is None else 1) * itemsize + channels * 4)
-    return batch * (max(peak, finish) + pixels * channels * 4)
+    finish = pixels * (widths[0] * (2 if strip is None else 1) * itemsize + channels * 4)
+    return max(peak, batch * finish + kernels) + batch * pixels * channels * 4
 
 
-def _level_channels(entering: int, width: int, num_res_blocks: int, upsample: bool) -> int:
-    """Channels alive at a level's fullest: of its residual blocks, and of the upsampling behind them."""
-    # A block holds its input, a norm, its activation, and, in its second half, the first convolution. The
-    # level's input stays alive while its later blocks run.
-    first = max(3 * entering, 2 * entering + width, entering + 3 * width)
-    later = entering + 4 * width if num_res_blocks else 0
-    # An upsampling holds the level's input and output and two maps of four times their size.
-    rise = entering + width + 8 * width if upsample else 0
-    return max(first, later, rise)
+def _block_channels(entering: int, width: int, num_res_blocks: int) -> int:
+    """Channels alive at the fullest of a level's residual blocks.
+
+    A block holds its input, a norm, what the convolution makes of it, and, in its second half, what the first
+    convolution made. The level's input stays alive while its later blocks run.
+    """
+    first = max(2 * entering + width, entering + 3 * width)
+    return max(first, entering + 4 * width if num_res_blocks else 0)
 
 
 def _in_strips(
@@ -114,7 +149,7 @@ def _in_strips(
     read, held = (entering / 4, entering) if upsample else (entering, 0)
     # Norms are computed in float32: a product and a sum of it. The block ends in a sum with its shortcut.
     norms = max(8 * entering, (itemsize + 8) * width)
-    end = itemsize * (3 if entering != width else 2) * width
+    end = itemsize * (2 if entering != width else 1) * width
     work = held * itemsize + max(norms, itemsize * (entering + width), end)
     halo = 4 if upsample else 2  # two rows of what is read, above and below
     tops = range(0, height, strip)

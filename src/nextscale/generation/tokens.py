@@ -132,13 +132,13 @@ def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 def ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of every row and those tied with the k-th, in descending order, ties as in the vocabulary.
+    """The k largest of every row and those tied with the k-th; descending, ties in the vocabulary's order.
 
-    logits: float32 ``(R, V)``. Returns values and int64 indices, both ``(R, n)``, n from k on: where a row has
-    more ties than another, the other's next smaller entries fill it up.
+    logits: float32 ``(R, V)``. Returns values and int64 indices, both ``(R, n)``, n from k on: where a row
+    has more ties than another, the other's next smaller entries fill it up.
     """
-    # One whole number holds value and index, so that sorting such numbers, which are all different, does both.
-    # The bits of a float order as a whole number does, but for negative ones, whose lower 31 are flipped.
+    # One whole number holds value and index, so that sorting such numbers, all different, sorts both. The
+    # bits of a float order as a whole number does, but for negative ones, whose lower 31 are flipped.
     bits = (logits + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
     flipped = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     keys = (~flipped).long() << 32 | torch.arange(logits.shape[-1], device=logits.device)
@@ -286,7 +286,11 @@ class Drawer:
             scaled = scaled.cpu()
         # On a CPU, so many rows at a time that they stay in its caches.
         rows = max(1, SORTED_ENTRIES // scaled.shape[-1]) if scaled.device.type == "cpu" else len(scaled)
-        kept = dict(top_k=filters.top_k_at(step), top_p=filters.top_p, min_p=filters.min_p)
+        kept: dict[str, Any] = {
+            "top_k": filters.top_k_at(step),
+            "top_p": filters.top_p,
+            "min_p": filters.min_p,
+        }
         pairs = zip(scaled.split(rows), numbers.flatten().split(rows), strict=True)
         tokens = torch.cat([draw_ranked(some, uniform, **kept) for some, uniform in pairs])
         return tokens.view(logits.shape[:-1]).to(device)

@@ -28,12 +28,12 @@ def level_mask(lengths: Sequence[int], *, device: torch.device | None = None) ->
 
 
 def normalise_qk(q: Tensor, k: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit queries times a learned temperature per head, and unit keys; both ``(B, H, L, d)``.
+    """Unit queries times a learned temperature per head, and unit keys; both ``(B, H, L, d)``, in float32.
 
     The temperature ``log_scale`` ``(1, H, 1, 1)`` is a logarithm with a ceiling at ln 100.
     """
     scale = log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
-    return (q * (scale * _inverse_length(q))).to(q.dtype), (k * _inverse_length(k)).to(k.dtype)
+    return q * (scale * _inverse_length(q)), k * _inverse_length(k)
 
 
 def _inverse_length(x: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class ResBlock(nn.Module):
         return self.joined(h, x)
 
     def joined(self, h: Tensor, x: Tensor) -> Tensor:
-        """What the convolutions made, added to the block's input; h is overwritten where no gradient needs it."""
+        """What the convolutions made plus the block's input; h is overwritten where no gradient needs it."""
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
         return h + shortcut if torch.is_grad_enabled() else h.add_(shortcut)
 

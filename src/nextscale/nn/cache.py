@@ -27,7 +27,7 @@ class KVCache:
         self.length = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values ``(B, H, l, d)`` of new positions; return those of all so far.
+        """Store keys and values ``(B, H, l, d)`` of new positions, in the cache's dtype; return all so far.
 
         Raises InvalidArgumentError if they are more than the capacity.
         """

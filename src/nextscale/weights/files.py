@@ -203,7 +203,7 @@ def build(
     check_shapes(module, tensors, source=source, hint=hint)
     cast = {k: v.to(device, dtype if v.is_floating_point() else v.dtype) for k, v in tensors.items()}
     module.load_state_dict(cast, assign=True)
-    module.to(memory_format=torch.channels_last)
+    nn.utils.convert_conv2d_weight_memory_format(module, torch.channels_last)
     return module.eval().requires_grad_(False)
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from nextscale.families.hart.session import masked_counts
 from nextscale.families.hart.tokenizer import HARTTokenizer, HARTTokenizerConfig
 from nextscale.families.hart.transformer import HARTTransformer, HARTTransformerConfig
-from nextscale.generation.memory import MemoryEstimate, decoder_peak, weight_bytes
+from nextscale.generation.memory import (
+    MemoryEstimate,
+    decoder_peak,
+    drawing_bytes,
+    layout_bytes,
+    weight_bytes,
+)
+from nextscale.generation.tokens import Filters
+
+CPU = torch.device("cpu")
 
 
 def estimate_memory(
@@ -16,14 +27,16 @@ def estimate_memory(
     *,
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
     guided: bool = True,
     ssg: bool = False,
     mask_iterations: int = 1,
+    top_k: int | Sequence[int] = 0,
 ) -> MemoryEstimate:
     """Bytes for making ``batch`` pictures at once, decoded one by one.
 
     guided: with classifier-free guidance, which doubles the rows. ssg: with Scaled Spatial Guidance.
-    mask_iterations: in how many parts the last scale is predicted.
+    mask_iterations: in how many parts the last scale is predicted. top_k: of the call.
     """
     size, rows, schedule = dtype.itemsize, batch * (2 if guided else 1), transformer.schedule
     with torch.device("meta"):
@@ -35,19 +48,27 @@ def estimate_memory(
         batch=1,
         num_res_blocks=tokenizer.num_res_blocks,
         itemsize=size,
+        device=device,
         channels=tokenizer.in_channels,
     )
     pictures = batch * h * w * tokenizer.reduction**2 * tokenizer.in_channels * 4
     return MemoryEstimate(
         weights=weight_bytes(models, dtype),
+        layouts=layout_bytes(models[0], dtype, device),
         cache=2 * transformer.depth * rows * transformer.sequence_length * transformer.embed_dim * size,
-        activations=_activations(transformer, batch, rows, size, ssg, mask_iterations),
+        activations=_activations(transformer, batch, rows, size, ssg, mask_iterations, top_k),
         decoder=decoder + pictures,
     )
 
 
 def _activations(
-    config: HARTTransformerConfig, batch: int, rows: int, size: int, ssg: bool, mask_iterations: int
+    config: HARTTransformerConfig,
+    batch: int,
+    rows: int,
+    size: int,
+    ssg: bool,
+    mask_iterations: int,
+    top_k: int | Sequence[int],
 ) -> int:
     """The peak of all passes, of which the largest is at the last scale: in the blocks, or while drawing."""
     width, lengths = config.embed_dim, config.schedule.lengths
@@ -59,13 +80,17 @@ def _activations(
     attention = (28 + 4 * size) * width
     # The residual head: its conditions, and what one of its blocks has open.
     head = 8 * width + 8 * config.diff_width * size
-    # Logits are float32. A draw sorts float64 ones, with their order, and adds them up: 8 numbers of 4 bytes.
+    # Logits are float32.
     logits = 4 * batch * config.vocab_size
+    filters, last = Filters(top_k=top_k), len(lengths) - 1
     peak, earlier = 0, 0
     for step, count in enumerate([*lengths[:-1], *parts]):
-        open_here = max(feed_forward, attention, head if step >= len(lengths) - 1 else 0)
+        open_here = max(feed_forward, attention, head if step >= last else 0)
         # Those of the pass before are still there: guided, and before SSG.
         computing = rows * count * open_here + (1 + ssg) * logits * earlier
-        drawing = (10 + ssg) * logits * count + logits * earlier
+        drawing = (1 + ssg) * logits * count + drawing_bytes(
+            batch * count, config.vocab_size, filters.top_k_at(min(step, last))
+        )
+        drawing += logits * earlier
         peak, earlier = max(peak, computing, drawing), count
     return peak

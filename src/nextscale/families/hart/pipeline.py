@@ -356,20 +356,23 @@ class HARTPipeline:
         guided: bool = True,
         ssg: bool = False,
         mask_iterations: int = 1,
+        top_k: int | Sequence[int] | None = None,
     ) -> MemoryEstimate:
         """Bytes for making ``batch`` pictures at once; the text encoder is not counted.
 
         dtype: of the weights; ``None`` is the pipeline's own. guided: with classifier-free guidance. ssg:
-        with Scaled Spatial Guidance. mask_iterations: as in a call.
+        with Scaled Spatial Guidance. mask_iterations, top_k: as in a call.
         """
         return estimate_memory(
             self.transformer.config,
             self.tokenizer.config,
             batch=batch,
             dtype=self.dtype if dtype is None else place("cpu", dtype).dtype,
+            device=self.device,
             guided=guided,
             ssg=ssg,
             mask_iterations=mask_iterations,
+            top_k=self.defaults["top_k"] if top_k is None else top_k,
         )
 
 

@@ -6,9 +6,10 @@ import torch
 
 from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
-from nextscale.generation.memory import MemoryEstimate, decoder_peak, weight_bytes
+from nextscale.generation.memory import MemoryEstimate, decoder_peak, layout_bytes, weight_bytes
 from nextscale.scales import ScaleSchedule
 
+CPU = torch.device("cpu")
 TEXT_TOKENS = 32  # of a prompt of some twenty words
 
 
@@ -19,6 +20,7 @@ def estimate_memory(
     *,
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
     guided: bool = True,
     text_tokens: int = TEXT_TOKENS,
     tile: int | None = None,
@@ -45,12 +47,14 @@ def estimate_memory(
         batch=1,
         num_res_blocks=tokenizer.num_res_blocks,
         itemsize=size,
+        device=device,
         channels=tokenizer.in_channels,
         strip=tile,
     )
     pictures = batch * h * w * (tokenizer.patch * tokenizer.reduction) ** 2 * tokenizer.in_channels * 4
     return MemoryEstimate(
         weights=weight_bytes(models, dtype),
+        layouts=layout_bytes(models[0], dtype, device),
         cache=2 * depth * rows * cached * width * size,
         activations=rows * longest * max(feed_forward, attention),
         decoder=decoder + pictures,

@@ -407,6 +407,7 @@ class InfinityPipeline:
             self.schedule_for(**size),
             batch=batch,
             dtype=self.dtype if dtype is None else place("cpu", dtype).dtype,
+            device=self.device,
             guided=guided,
             text_tokens=text_tokens,
             tile=tile,

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
-from nextscale.generation.memory import MemoryEstimate, decoder_peak, weight_bytes
+from nextscale.generation.memory import (
+    MemoryEstimate,
+    decoder_peak,
+    drawing_bytes,
+    layout_bytes,
+    weight_bytes,
+)
+from nextscale.generation.tokens import Filters
 from nextscale.nn.residual_tokenizer import decoded_at_once
+
+CPU = torch.device("cpu")
 
 
 def estimate_memory(
@@ -16,9 +27,10 @@ def estimate_memory(
     *,
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
     guided: bool = True,
     ssg: bool = False,
-    top_k: int = 0,
+    top_k: int | Sequence[int] = 0,
 ) -> MemoryEstimate:
     """Bytes for making ``batch`` pictures at once.
 
@@ -30,18 +42,20 @@ def estimate_memory(
         models = [VARTransformer(transformer), VARTokenizer(tokenizer)]
     h, w = schedule.final
     pixels = h * w * tokenizer.reduction**2
-    at_once = min(batch, decoded_at_once(pixels))
+    at_once = min(batch, decoded_at_once(pixels, device))
     decoder = decoder_peak(
         [tokenizer.ch * m for m in tokenizer.ch_mult],
         schedule.final,
         batch=at_once,
         num_res_blocks=tokenizer.num_res_blocks,
         itemsize=size,
+        device=device,
         channels=tokenizer.in_channels,
     )
     modulations = transformer.depth * rows * 6 * transformer.embed_dim * size
     return MemoryEstimate(
         weights=weight_bytes(models, dtype),
+        layouts=layout_bytes(models[0], dtype, device),
         cache=2 * transformer.depth * rows * schedule.num_tokens * transformer.embed_dim * size + modulations,
         activations=_activations(transformer, batch, rows, size, ssg, top_k),
         decoder=decoder + (batch - at_once) * pixels * tokenizer.in_channels * 4,
@@ -49,7 +63,7 @@ def estimate_memory(
 
 
 def _activations(
-    config: VARTransformerConfig, batch: int, rows: int, size: int, ssg: bool, top_k: int
+    config: VARTransformerConfig, batch: int, rows: int, size: int, ssg: bool, top_k: int | Sequence[int]
 ) -> int:
     """The peak of all steps, of which the largest is the last: in the blocks, or while drawing."""
     width, lengths = config.embed_dim, config.schedule.lengths
@@ -60,17 +74,17 @@ def _activations(
     attention = 7 * width
     stream = rows * width * size
     logits = 4 * batch * config.vocab_size  # float32, of one position
-    # A draw sorts float64 numbers with their order and adds them up, for all tokens or for those of top-k.
-    sparse = 0 < top_k <= config.vocab_size // 2
-    drawing = (1 + ssg) * logits + batch * 52 * top_k if sparse else (11 + ssg) * logits
     peak, earlier = 0, 0
-    for count in lengths:
+    filters = Filters(top_k=top_k)
+    for step, count in enumerate(lengths):
         # Of the step before: guided logits, those before SSG, and what SSG remembers.
         held = (1 + 2 * ssg) * logits * earlier
         blocks = rows * count * max(feed_forward, attention) * size + held
         branches = rows * count * config.vocab_size
         converting = branches * (4 + size * (size < 4)) + stream * count + held
         guiding = branches * 4 + 2 * logits * count * (rows > batch) + stream * count + held
-        peak = max(peak, blocks, converting, guiding, drawing * count + stream * count)
+        drawing = (1 + ssg) * logits * count + stream * count
+        drawing += drawing_bytes(batch * count, config.vocab_size, filters.top_k_at(step))
+        peak = max(peak, blocks, converting, guiding, drawing)
         earlier = count
     return peak

@@ -260,7 +260,7 @@ class VARPipeline:
         *,
         guided: bool = True,
         ssg: bool = False,
-        top_k: int | None = None,
+        top_k: int | Sequence[int] | None = None,
     ) -> MemoryEstimate:
         """Bytes for making ``batch`` pictures at once.
 
@@ -272,6 +272,7 @@ class VARPipeline:
             self.tokenizer.config,
             batch=batch,
             dtype=self.dtype if dtype is None else place("cpu", dtype).dtype,
+            device=self.device,
             guided=guided,
             ssg=ssg,
             top_k=self.defaults["top_k"] if top_k is None else top_k,
