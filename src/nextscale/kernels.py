@@ -12,6 +12,7 @@ its back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -158,11 +159,13 @@ def _attention_in_portions(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Ten
     columns = k.shape[-2]
     out = torch.empty(batch, rows, heads, v.shape[-1], dtype=v.dtype)  # what comes next wants heads together
     together = min(heads, max(1, SCORES // (rows * columns)))
+    together = math.ceil(heads / math.ceil(heads / together))  # as many portions, of more equal sizes
     high = rows if together > 1 else max(1, SCORES // columns)
+    q = q if scale == 1 else q.float() * scale
     for b in range(batch):
         for first in range(0, heads, together):
             some = slice(first, first + together)
-            keys = k[b, some].float() * scale
+            keys = k[b, some].float()
             for top in range(0, rows, high):
                 part = slice(top, top + high)
                 scores = _products(q[b, some, part].float(), keys)  # (l, H, L)

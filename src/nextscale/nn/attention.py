@@ -33,12 +33,13 @@ def normalise_qk(q: Tensor, k: Tensor, log_scale: Tensor) -> tuple[Tensor, Tenso
     The temperature ``log_scale`` ``(1, H, 1, 1)`` is a logarithm with a ceiling at ln 100.
     """
     scale = log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
+    q, k = q.float(), k.float()
     return q * (scale * _inverse_length(q)), k * _inverse_length(k)
 
 
 def _inverse_length(x: Tensor) -> Tensor:
-    """``(..., d)`` -> float32 ``(..., 1)``, bounded as in :func:`torch.nn.functional.normalize`."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    """``(..., d)`` -> ``(..., 1)``, bounded as in :func:`torch.nn.functional.normalize`."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return length.clamp_min(1e-12).reciprocal()
 
 

@@ -152,7 +152,7 @@ class SelfAttention(nn.Module):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = self.mat_qkv(x, bias=bias).view(batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
-        q, k = normalise_qk(q.float(), k.float(), self.scale_mul_1H11)
+        q, k = normalise_qk(q, k, self.scale_mul_1H11)
         q, k = rotate_pairs(q, rotation).to(v.dtype), rotate_pairs(k, rotation).to(v.dtype)
         if cache is not None:
             k, v = cache.append(k, v)

@@ -68,10 +68,10 @@ def _activations(
     """The peak of all steps, of which the largest is the last: in the blocks, or while drawing."""
     width, lengths = config.embed_dim, config.schedule.lengths
     hidden = round(width * config.mlp_ratio)
-    # Numbers per position: the stream as the step's input and the block's, beside what the feed-forward or
-    # the self-attention has open; see transformer.Block.
-    feed_forward = 4 * width + hidden
-    attention = 7 * width
+    # Bytes per position: the stream as the step's input and the block's, beside what the feed-forward or the
+    # self-attention has open, of which some is float32; see transformer.Block.
+    feed_forward = (4 * width + hidden) * size
+    attention = 5 * width * size + 8 * width * (1 + (size < 4))
     stream = rows * width * size
     logits = 4 * batch * config.vocab_size  # float32, of one position
     peak, earlier = 0, 0
@@ -79,7 +79,7 @@ def _activations(
     for step, count in enumerate(lengths):
         # Of the step before: guided logits, those before SSG, and what SSG remembers.
         held = (1 + 2 * ssg) * logits * earlier
-        blocks = rows * count * max(feed_forward, attention) * size + held
+        blocks = rows * count * max(feed_forward, attention) + held
         branches = rows * count * config.vocab_size
         converting = branches * (4 + size * (size < 4)) + stream * count + held
         guiding = branches * 4 + 2 * logits * count * (rows > batch) + stream * count + held
