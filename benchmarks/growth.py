@@ -1,9 +1,11 @@
-"""Time and memory against tokens, batch and depth, ours beside the official code, each in its own process.
+"""Time and memory against depth, batch and size, ours beside the official code, each in its own process.
 
     python benchmarks/growth.py --official path/to/VAR --output docs/results/performance/growth.json
+    python benchmarks/growth.py --show docs/results/performance/growth.json --plot docs/images/growth.svg
 
-The peak is what the process held at most while it drew (VmHWM, reset before), so this runs on Linux. Random
-weights of the published shape; see nextscale.benchmark.arms.
+The second prints the table and draws the picture. The peak is what the process held at most while it drew
+(VmHWM, reset before), so measuring runs on Linux. Random weights of the published shapes; see
+nextscale.benchmark.arms.
 """
 
 from __future__ import annotations
@@ -13,69 +15,79 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nextscale.benchmark.arms import official, random_pipeline
+from nextscale.benchmark.arms import generation, official, random_pipeline
+from nextscale.benchmark.counts import count
 from nextscale.benchmark.suite import CFG, TOP_K, TOP_P
+from nextscale.benchmark.timing import Seconds
 from nextscale.evaluation.files import write_json
 from nextscale.evaluation.provenance import versions
+from nextscale.families.var.pipeline import VARPipeline
 from nextscale.nn.placement import place
 
 MIB = 1 << 20
+GIGA = 1e9
 # Depth, pixels per side, pictures at once: one of them grows at a time.
 POINTS = {
-    "depth": [(4, 256, 1), (8, 256, 1), (16, 256, 1)],
-    "batch": [(8, 256, 1), (8, 256, 2), (8, 256, 4), (8, 256, 8)],
-    "size": [(4, 256, 1), (4, 512, 1), (4, 1024, 1)],
+    "depth": [(4, 256, 1), (8, 256, 1), (16, 256, 1), (24, 256, 1)],
+    "batch": [(16, 256, 1), (16, 256, 2), (16, 256, 4), (16, 256, 8)],
+    "size": [(8, 256, 1), (8, 512, 1), (8, 1024, 1)],
 }
+AXES = {"depth": 0, "size": 1, "batch": 2}
+
+Row = dict[str, Any]
+Point = tuple[int, int, int]
 
 
-def points() -> Iterator[tuple[int, int, int]]:
+def points() -> Iterator[Point]:
     yield from dict.fromkeys(point for group in POINTS.values() for point in group)
 
 
-def measure(who: str, depth: int, size: int, batch: int, dtype: str, checkout: Path | None) -> dict[str, Any]:
+# ------------------------------------------------------------------ measuring
+
+
+def measure(who: str, depth: int, size: int, batch: int, dtype: str, checkout: Path | None) -> Row:
     """Seconds of the second of two runs, and the peak of both."""
-    placement = place("cpu", dtype)
-    pipe = random_pipeline(depth, size, placement)
-    labels = [i % 1000 for i in range(batch)]
+    pipe = random_pipeline(depth, size, place("cpu", dtype))
+    found: Row = {"tokens": pipe.schedule.num_tokens}
+    run: Callable[[], Seconds]
     if who == "official":
         if checkout is None:
             raise SystemExit("--official is needed for the official code")
         theirs = official(checkout, pipe, batch, cfg=CFG, top_k=TOP_K, top_p=TOP_P)
-        weights, schedule = pipe.memory_estimate(batch).weights, pipe.schedule
         del pipe
 
-        def run() -> object:
-            return theirs()
+        def run() -> Seconds:
+            return theirs()[0]
     else:
-        settings = {"guidance_scale": CFG, "top_k": TOP_K, "top_p": TOP_P}
-        weights, schedule = pipe.memory_estimate(batch).weights, pipe.schedule
-
-        def run() -> object:
-            return pipe(labels, seed=0, batch_size=batch, output_type="pt", **settings)
+        estimate = pipe.memory_estimate(batch, ssg=False, top_k=TOP_K)
+        found |= {"estimate_mib": estimate.total / MIB, **operations(pipe, batch)}
+        run = generation(pipe, batch, None, guidance_scale=CFG, top_k=TOP_K, top_p=TOP_P)
 
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     run()
-    start = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - start
-    found = {
-        "seconds": seconds,
-        "peak_mib": _memory("VmHWM"),
-        "before_mib": before,
-        "weights_mib": weights / MIB,
-        "tokens": schedule.num_tokens,
+    seconds = run()
+    return {**found, "seconds": seconds, "peak_mib": _memory("VmHWM"), "before_mib": before}
+
+
+def operations(pipe: VARPipeline, batch: int) -> Row:
+    """Of all pictures: the transformer's, of them those of attention, and the decoder's."""
+    config = pipe.transformer.config
+    counts = count(config, pipe.tokenizer.config, batch=batch)
+    lengths = pipe.schedule.lengths
+    scores = 2 * batch * sum(n * seen for n, seen in zip(lengths, accumulate(lengths), strict=True))
+    return {
+        "transformer_flops": counts.transformer_flops,
+        "attention_flops": 4 * scores * config.embed_dim * config.depth,
+        "decoder_flops": counts.decoder_flops,
     }
-    if who == "ours":
-        found["estimate_mib"] = pipe.memory_estimate(batch, ssg=False, top_k=TOP_K).total / MIB
-    return found
 
 
 def _memory(name: str) -> float:
@@ -86,6 +98,81 @@ def _memory(name: str) -> float:
     raise SystemExit(f"this system does not tell {name}")
 
 
+# ------------------------------------------------------------------ showing
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """In Markdown, one line a point: ours, the official code, and what our time goes to."""
+    lines = [
+        "| VAR | at once | tokens | seconds, ours | official | ratio | of ours, the decoder | "
+        "operations: decoder, attention | held, ours | official | estimate |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for point in points():
+        ours, theirs = (_row(rows, who, point) for who in ("ours", "official"))
+        if ours is None:
+            continue
+        depth, size, batch = point
+        total = ours["transformer_flops"] + ours["decoder_flops"]
+        seconds = ours["seconds"]
+        cells = [
+            f"d{depth}, {size} px",
+            str(batch),
+            str(ours["tokens"]),
+            f"{seconds['total']:.2f}",
+            f"{theirs['seconds']['total']:.2f}" if theirs else "",
+            f"{theirs['seconds']['total'] / seconds['total']:.2f}" if theirs else "",
+            f"{seconds['decoder'] / seconds['total']:.0%}",
+            f"{ours['decoder_flops'] / total:.0%}, {ours['attention_flops'] / total:.0%}",
+            f"{_held(ours):.0f} MiB",
+            f"{_held(theirs):.0f} MiB" if theirs else "",
+            f"{ours['estimate_mib']:.0f} MiB",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _row(rows: Sequence[Row], who: str, point: Point) -> Row | None:
+    names = ("depth", "size", "batch")
+    found = (r for r in rows if r["who"] == who and tuple(r[n] for n in names) == point)
+    return next(found, None)
+
+
+def _held(row: Row) -> float:
+    return float(row["peak_mib"] - row["before_mib"])
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Seconds above, memory below; a column for each of depth, batch and size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "growth"  # the same file every time
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, len(POINTS), figsize=(11, 6), layout="constrained")
+    for column, (axis, group) in enumerate(POINTS.items()):
+        place_of = AXES[axis]
+        fixed = [f"d{group[0][0]}", f"{group[0][1]} px", f"{group[0][2]} at once"]
+        del fixed[place_of]
+        for who, marker in (("ours", "o"), ("official", "s")):
+            known = [(p[place_of], row) for p in group if (row := _row(rows, who, p)) is not None]
+            x = [value for value, _ in known]
+            axes[0, column].plot(x, [row["seconds"]["total"] for _, row in known], marker=marker, label=who)
+            axes[1, column].plot(x, [_held(row) for _, row in known], marker=marker, label=who)
+        axes[0, column].set_title(f"{axis}, at {', '.join(fixed)}")
+        for panel in axes[:, column]:
+            panel.set(xscale="log", yscale="log")
+            ticks = [point[place_of] for point in group]
+            panel.set_xticks(ticks, [str(tick) for tick in ticks])
+            panel.minorticks_off()
+            panel.grid(visible=True, alpha=0.3)
+    axes[0, 0].set_ylabel("seconds of a batch")
+    axes[1, 0].set_ylabel("MiB held beyond before")
+    axes[0, 0].legend()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,14 +180,31 @@ def main() -> None:
     parser.add_argument("--official", type=Path, help="a checkout of FoundationVision/VAR")
     parser.add_argument("--output", type=Path, default=Path("growth.json"))
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of a measurement")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="and draw it")
     who = "a single point: ours or official, and its sizes"
     parser.add_argument("--one", nargs=4, metavar=("WHO", "DEPTH", "SIZE", "BATCH"), help=who)
     args = parser.parse_args()
     if args.one:
         who, *numbers = args.one
-        print(json.dumps(measure(who, *map(int, numbers), args.dtype, args.official)))
+        depth, size, batch = map(int, numbers)
+        print(json.dumps(measure(who, depth, size, batch, args.dtype, args.official)))
+        return
+    if args.show:
+        rows = json.loads(args.show.read_text())["rows"]
+        print("\n".join(table(rows)))
+        if args.plot:
+            plot(rows, args.plot)
         return
     rows = []
+    conditions = {
+        **versions(),
+        "dtype": args.dtype,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "load_before": os.getloadavg()[0],
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     for depth, size, batch in points():
         for who in ("ours", "official") if args.official else ("ours",):
             command = [sys.executable, __file__, "--dtype", args.dtype, "--one", who]
@@ -110,15 +214,7 @@ def main() -> None:
             row = {"who": who, "depth": depth, "size": size, "batch": batch}
             rows.append({**row, **json.loads(done.stdout.splitlines()[-1])})
             print(rows[-1], flush=True)
-    conditions = {
-        **versions(),
-        "dtype": args.dtype,
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "load": os.getloadavg()[0],
-    }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.output, {"conditions": conditions, "rows": rows})
+            write_json(args.output, {"conditions": conditions, "rows": rows})  # a point at a time
 
 
 if __name__ == "__main__":

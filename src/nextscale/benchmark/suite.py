@@ -79,7 +79,10 @@ class Report:
 
     def ratios(self) -> dict[str, Spread]:
         """Time of the second over time of the first, round by round."""
-        found = {f"{GUIDED} / {PLAIN}": ratio(self.runs[GUIDED], self.runs[PLAIN])}
+        found = {
+            f"{GUIDED} / {PLAIN}": ratio(self.runs[GUIDED], self.runs[PLAIN]),
+            f"SSG alone / a generation with {PLAIN}": ratio(self.spatial[ONCE], self.runs[PLAIN]),
+        }
         for name, runs in self.spatial.items():
             if name != ONCE:
                 found[f"SSG by {name} / by {ONCE}"] = ratio(runs, self.spatial[ONCE])

@@ -14,6 +14,7 @@ from torch import nn
 
 from nextscale.generation.tokens import SORTED_ENTRIES
 from nextscale.kernels import LAYOUT_BYTES
+from nextscale.nn.autoencoder import TRANSPOSED_CHANNELS
 from nextscale.nn.linear import Linear
 from nextscale.scales import Grid
 
@@ -102,7 +103,6 @@ def decoder_peak(
     :func:`nextscale.nn.strips.decode_in_strips`; ``None`` for all at once.
     """
     last = len(widths) - 1
-    transposed = device.type == "cpu"  # upsamplings are computed so, see autoencoder.Upsample
     peak = kernels = 0
     for i, width in reversed(list(enumerate(widths))):
         h, w = (side << (last - i) for side in latent)
@@ -116,6 +116,7 @@ def decoder_peak(
             maps = w * max(first, later)
         peak = max(peak, batch * maps + kernels)
         if i:  # an upsampling: the level's input and output, and what is made of four times their size
+            transposed = device.type == "cpu" and width <= TRANSPOSED_CHANNELS  # see autoencoder.Upsample
             around = (entering + width) * h * w * itemsize if strip is None else 0
             rise = (4 if transposed else 8) * width * h * w * itemsize if strip is None else 0
             # The kernel is made in float32.
@@ -131,11 +132,11 @@ def decoder_peak(
 def _block_channels(entering: int, width: int, num_res_blocks: int) -> int:
     """Channels alive at the fullest of a level's residual blocks.
 
-    A block holds its input, a norm, what the convolution makes of it, and, in its second half, what the first
-    convolution made. The level's input stays alive while its later blocks run.
+    A block holds its input, a norm, and what the convolution makes of it. The level's input stays alive while
+    its later blocks run.
     """
-    first = max(2 * entering + width, entering + 3 * width)
-    return max(first, entering + 4 * width if num_res_blocks else 0)
+    first = max(2 * entering + width, entering + 2 * width)
+    return max(first, entering + 3 * width if num_res_blocks else 0)
 
 
 def _in_strips(

@@ -18,6 +18,7 @@ from nextscale.kernels import of_weight
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
+TRANSPOSED_CHANNELS = 512
 
 # A number of groups, or several of which the first that divides the channels is taken.
 Groups = int | tuple[int, ...]
@@ -42,18 +43,19 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, channels, H, W) -> (B, out_channels, H, W)
         h = self.conv1(activate(self.norm1(x)))
-        h = self.conv2(activate(self.norm2(h)))
+        h = activate(self.norm2(h))  # one after the other, so that what came before can go
+        h = self.conv2(h)
         return self.joined(h, x)
 
     def joined(self, h: Tensor, x: Tensor) -> Tensor:
         """What the convolutions made plus the block's input; h is overwritten where no gradient needs it."""
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        return h + shortcut if torch.is_grad_enabled() else h.add_(shortcut)
+        return h + shortcut if h.requires_grad or shortcut.requires_grad else h.add_(shortcut)
 
 
 def activate(x: Tensor) -> Tensor:
     """SiLU; x is overwritten where no gradient needs it."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
+    return F.silu(x, inplace=not x.requires_grad)
 
 
 class SpatialAttention(nn.Module):
@@ -85,7 +87,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double both sides by repetition, then smooth with a learned 3x3 convolution.
 
-    On a CPU it is computed as one transposed convolution, in 4/9 of the operations.
+    On a CPU and without gradients it is computed as one transposed convolution, in 4/9 of the operations, up
+    to a number of channels: wider layers have the smallest maps, for which making the kernel takes longer
+    than it saves.
     """
 
     def __init__(self, channels: int) -> None:
@@ -94,7 +98,8 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.conv.weight, self.conv.bias
-        if x.device.type == "cpu":
+        learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        if x.device.type == "cpu" and x.shape[1] <= TRANSPOSED_CHANNELS and not learning:
             return F.conv_transpose2d(x, of_weight(transposed_kernel, weight), bias, stride=2, padding=1)
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
