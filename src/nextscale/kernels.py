@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -90,13 +91,23 @@ def _laid_out(weight: Tensor) -> Tensor:
     Only in bfloat16, since layouts take as much memory as the weights, and then up to a limit.
     """
     kept = _kept.get()
-    if kept is None or weight.dtype != torch.bfloat16:
+    if kept is None or weight.dtype != torch.bfloat16 or not _lays_out():
         return weight
     if (_layout, id(weight)) not in kept.made:
         if kept.layout_bytes + weight.nbytes > LAYOUT_BYTES:
             return weight
         kept.layout_bytes += weight.nbytes
     return of_weight(_layout, weight)
+
+
+@cache
+def _lays_out() -> bool:
+    """Whether this PyTorch makes a layout of an ordinary tensor; earlier ones only did of their own kind."""
+    try:
+        _layout(torch.zeros(1, 1, dtype=torch.bfloat16, device="cpu"))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 def _layout(weight: Tensor) -> Tensor:
@@ -111,7 +122,7 @@ def fusible(x: Tensor, weight: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in FUSED_DTYPES
-        and _available()
+        and _available(x.dtype)
         and x.numel() > 0
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and not torch.is_autocast_enabled("cpu")
@@ -119,10 +130,12 @@ def fusible(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _available() -> bool:
-    """From torch 2.4 on, which also has all the questions above."""
+def _available(dtype: torch.dtype) -> bool:
+    """From torch 2.4 on, which also has all the questions above; in bfloat16 where the processor can."""
     known = torch.__version__ >= (2, 4) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[operator]
-    return known and bool(torch.backends.mkldnn.enabled)
+    if not known or not torch.backends.mkldnn.enabled:
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def attention(
@@ -146,7 +159,7 @@ def _in_portions(q: Tensor, k: Tensor, v: Tensor) -> bool:
         v.device.type == "cpu"
         and v.dtype == torch.bfloat16
         and q.shape[-3] * q.shape[-2] * k.shape[-2] >= FEW_SCORES
-        and _available()
+        and _available(v.dtype)
         and not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad))
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()

@@ -8,7 +8,7 @@ from nextscale.nn.cache import KVCache
 
 
 def make(capacity: int = 6, dtype: torch.dtype = torch.float32) -> KVCache:
-    return KVCache(2, 3, capacity, 4, dtype=dtype, device=torch.device("cpu"))
+    return KVCache.layers(2, 2, 3, capacity, 4, dtype=dtype, device=torch.device("cpu"))[1]
 
 
 def test_returns_all_that_was_appended():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nextscale.cli import options
+from nextscale.cli.allocator import keep_freed_memory
 from nextscale.cli.options import DEPTHS, VARIANTS, flag, read_whole_numbers
 from nextscale.errors import InvalidArgumentError
 
@@ -134,6 +135,7 @@ class ModelChoice:
         """The pipeline. Raises ModelNotFoundError or CheckpointError, naming what is wrong."""
         from nextscale import families
 
+        keep_freed_memory()
         where = {"device": device or "auto", "dtype": dtype or "auto"}
         wanted = self._wanted()
         if self.is_official:

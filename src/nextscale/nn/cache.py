@@ -11,8 +11,14 @@ from nextscale.errors import InvalidArgumentError
 class KVCache:
     """Static cache of one attention layer: ``(B, H, capacity, d)`` for keys and values."""
 
-    def __init__(
-        self,
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+        self.length = 0
+
+    @classmethod
+    def layers(
+        cls,
+        count: int,
         batch: int,
         heads: int,
         capacity: int,
@@ -20,11 +26,10 @@ class KVCache:
         *,
         dtype: torch.dtype,
         device: torch.device,
-    ) -> None:
-        shape = (batch, heads, capacity, head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
-        self.length = 0
+    ) -> list[KVCache]:
+        """The caches of ``count`` layers, in one piece of memory: so that all of it is given back at once."""
+        room = torch.empty(count, 2, batch, heads, capacity, head_dim, dtype=dtype, device=device)
+        return [cls(*layer.unbind()) for layer in room]
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values ``(B, H, l, d)`` of new positions, in the cache's dtype; return all so far.

@@ -85,17 +85,15 @@ class HARTSession:
         text = text.to(transformer.device)
         rows = {CONDITIONAL: text, UNCONDITIONAL: transformer.null_text(text)}
         self.condition = transformer.condition(TextFeatures.cat([rows[b] for b in branches]))
-        self.caches = [
-            KVCache(
-                len(branches) * len(text),
-                config.num_heads,
-                config.sequence_length,
-                config.head_dim,
-                dtype=transformer.dtype,
-                device=transformer.device,
-            )
-            for _ in transformer.blocks
-        ]
+        self.caches = KVCache.layers(
+            len(transformer.blocks),
+            len(branches) * len(text),
+            config.num_heads,
+            config.sequence_length,
+            config.head_dim,
+            dtype=transformer.dtype,
+            device=transformer.device,
+        )
         self.inputs: Tensor | None = None  # (B, l, z), the next map; the first segment is the text
         self.hidden = self.condition.tokens[:, :0]  # (rows, l, C), the last block's output
         shape = (len(text), config.z_channels, *schedule.final)

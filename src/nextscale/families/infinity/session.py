@@ -62,17 +62,15 @@ class InfinitySession:
         self.memories = transformer.memories(condition)
         self.rotation = transformer.rotation(schedule)
         config = transformer.config
-        self.caches = [
-            KVCache(
-                len(text),
-                config.num_heads,
-                schedule.offsets[self.num_steps],
-                config.head_dim,
-                dtype=transformer.dtype,
-                device=transformer.device,
-            )
-            for _ in transformer.blocks
-        ]
+        self.caches = KVCache.layers(
+            len(transformer.blocks),
+            len(text),
+            config.num_heads,
+            schedule.offsets[self.num_steps],
+            config.head_dim,
+            dtype=transformer.dtype,
+            device=transformer.device,
+        )
         self.x = transformer.start_input(condition)  # (rows, l, C), the next step's input
         self.cells = tokenizer.cells(schedule)
         shape = (self.batch, tokenizer.config.bits, *self.cells.final)

@@ -37,17 +37,15 @@ class VARSession:
         rows = torch.cat([{CONDITIONAL: labels, UNCONDITIONAL: null}[b] for b in branches])
         self.condition = transformer.class_emb(rows)  # (rows, C)
         self.modulations = transformer.modulations(self.condition)
-        self.caches = [
-            KVCache(
-                len(rows),
-                config.heads,
-                schedule.num_tokens,
-                config.embed_dim // config.heads,
-                dtype=transformer.dtype,
-                device=transformer.device,
-            )
-            for _ in transformer.blocks
-        ]
+        self.caches = KVCache.layers(
+            len(transformer.blocks),
+            len(rows),
+            config.heads,
+            schedule.num_tokens,
+            config.embed_dim // config.heads,
+            dtype=transformer.dtype,
+            device=transformer.device,
+        )
         self.x = transformer.start_input(self.condition)  # (rows, l, C), the next step's input
         shape = (len(labels), config.z_channels, *schedule.final)
         self.f_hat = torch.zeros(shape, device=transformer.device)
