@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nextscale.cli import options
+from nextscale.cli.allocator import keep_freed_memory
 from nextscale.cli.help import NAMES, Command
 from nextscale.cli.progress import drawing, working
 from nextscale.errors import InvalidArgumentError
@@ -79,6 +80,7 @@ def bench(
         from nextscale.evaluation.files import write_json
         from nextscale.nn.placement import place
 
+        keep_freed_memory()  # as all commands that draw do; the official code gains by it as well
         if threads is not None:
             torch.set_num_threads(threads)
         placement = place(device or "auto", dtype or "auto")
