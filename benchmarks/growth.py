@@ -1,7 +1,7 @@
 """Time and memory against depth, batch and size, ours beside the official code, each in its own process.
 
     python benchmarks/growth.py --official path/to/VAR --output docs/results/performance/growth.json
-    python benchmarks/growth.py --show docs/results/performance/growth.json --plot docs/images/growth.svg
+    python benchmarks/growth.py --show docs/results/performance/growth.json --plot docs/figures/growth.png
 
 The second prints the table and draws the picture. The peak is what the process held at most while it drew
 (VmHWM, reset before), so measuring runs on Linux. Random weights of the published shapes; see
@@ -149,6 +149,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "growth"  # the same file every time
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(2, len(POINTS), figsize=(11, 6), layout="constrained")
     for column, (axis, group) in enumerate(POINTS.items()):
@@ -165,6 +166,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             panel.set(xscale="log", yscale="log")
             ticks = [point[place_of] for point in group]
             panel.set_xticks(ticks, [str(tick) for tick in ticks])
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter("{x:g}")
             panel.minorticks_off()
             panel.grid(visible=True, alpha=0.3)
     axes[0, 0].set_ylabel("seconds of a batch")
