@@ -133,7 +133,7 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     shared = {"vocab_size": 64, "z_channels": 8, "patch_nums": (1, 4, 8, 16, 24, 28, 32)}
     transformer = VARTransformer(
-        VARTransformerConfig(**shared, num_classes=3, depth=8, embed_dim=256, num_heads=4)
+        VARTransformerConfig(**shared, num_classes=3, depth=16, embed_dim=384, num_heads=6)
     )
     tokenizer = VARTokenizer(
         VARTokenizerConfig(**shared, ch=8, ch_mult=(1, 2, 2), num_res_blocks=1, norm_groups=8)

@@ -325,6 +325,16 @@ def test_sorting_once_draws_what_filters_and_inverse_cdf_draw(
     assert torch.equal(logits, before)
 
 
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_numbers_that_are_none_give_a_token_and_leave_others_alone(settings: dict[str, Any]):
+    logits = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
+    expected = draw("paired", logits, [1], **settings)
+    logits[0, 1], logits[0, 2, 5] = math.nan, math.nan
+    found = draw("paired", logits, [1], **settings)
+    assert torch.equal(found[:, [0, 3]], expected[:, [0, 3]])
+    assert ((found >= 0) & (found < 16)).all()
+
+
 def test_rows_are_drawn_in_portions(monkeypatch: pytest.MonkeyPatch):
     logits = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
     whole = draw("paired", logits, [1, 2], top_k=5, top_p=0.9)

@@ -193,7 +193,8 @@ def draw_ranked(
     mass = weights.masked_fill(rank >= kept, 0).cumsum(-1)
     target = uniform.to(mass.device).unsqueeze(-1) * mass[:, -1:]
     drawn = torch.minimum(torch.searchsorted(mass, target, right=True), kept - 1)
-    return order.gather(-1, torch.where(drawn < first, drawn, drawn + skipped)).squeeze(-1)
+    drawn = torch.where(drawn < first, drawn, drawn + skipped).clamp_min(0)  # NaN compares with nothing
+    return order.gather(-1, drawn).squeeze(-1)
 
 
 def _accumulated(values: Tensor, largest: Tensor) -> Tensor:

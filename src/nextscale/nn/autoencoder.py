@@ -111,8 +111,9 @@ def transposed_kernel(weight: Tensor) -> Tensor:
     three places by the flipped kernel, the second one place further, which makes four.
     """
     spread = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
-    precise = weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(2)
-    kernel = (precise @ torch.kron(spread, spread).to(precise)).to(weight.dtype)  # by (9, 16)
+    precise = torch.promote_types(weight.dtype, torch.float32)
+    both = torch.kron(spread, spread).to(weight.device, precise)  # (9, 16)
+    kernel = (weight.to(precise).flatten(2) @ both).to(weight.dtype)
     return kernel.unflatten(2, (4, 4)).transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
 
