@@ -32,7 +32,6 @@ from nextscale.families.var.pipeline import VARPipeline
 from nextscale.nn.placement import place
 
 MIB = 1 << 20
-GIGA = 1e9
 # Depth, pixels per side, pictures at once: one of them grows at a time.
 POINTS = {
     "depth": [(4, 256, 1), (8, 256, 1), (16, 256, 1), (24, 256, 1)],
@@ -147,7 +146,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "growth"  # the same file every time
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
 
@@ -173,7 +171,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     axes[0, 0].set_ylabel("seconds of a batch")
     axes[1, 0].set_ylabel("MiB held beyond before")
     axes[0, 0].legend()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    figure.savefig(path)
 
 
 def main() -> None:

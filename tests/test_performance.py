@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_table_comes_from_the_data(tmp_path: Path):
-    data, picture = ROOT / "docs" / "results" / "performance" / "growth.json", tmp_path / "growth.svg"
+    data, picture = ROOT / "docs" / "results" / "performance" / "growth.json", tmp_path / "growth.png"
     command = [sys.executable, ROOT / "benchmarks" / "growth.py", "--show", data, "--plot", picture]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

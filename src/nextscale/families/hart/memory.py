@@ -10,6 +10,7 @@ from nextscale.families.hart.session import masked_counts
 from nextscale.families.hart.tokenizer import HARTTokenizer, HARTTokenizerConfig
 from nextscale.families.hart.transformer import HARTTransformer, HARTTransformerConfig
 from nextscale.generation.memory import (
+    CPU,
     MemoryEstimate,
     decoder_peak,
     drawing_bytes,
@@ -17,8 +18,6 @@ from nextscale.generation.memory import (
     weight_bytes,
 )
 from nextscale.generation.tokens import Filters
-
-CPU = torch.device("cpu")
 
 
 def estimate_memory(

@@ -6,10 +6,9 @@ import torch
 
 from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
-from nextscale.generation.memory import MemoryEstimate, decoder_peak, layout_bytes, weight_bytes
+from nextscale.generation.memory import CPU, MemoryEstimate, decoder_peak, layout_bytes, weight_bytes
 from nextscale.scales import ScaleSchedule
 
-CPU = torch.device("cpu")
 TEXT_TOKENS = 32  # of a prompt of some twenty words
 
 

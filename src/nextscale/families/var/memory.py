@@ -9,6 +9,7 @@ import torch
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.generation.memory import (
+    CPU,
     MemoryEstimate,
     decoder_peak,
     drawing_bytes,
@@ -17,8 +18,6 @@ from nextscale.generation.memory import (
 )
 from nextscale.generation.tokens import Filters
 from nextscale.nn.residual_tokenizer import decoded_at_once
-
-CPU = torch.device("cpu")
 
 
 def estimate_memory(
