@@ -1,9 +1,12 @@
-"""Matrix products, on CPUs through oneDNN, which also applies the GELU that follows, and attention.
+"""Matrix products, on CPUs through oneDNN, which also applies the GELU that follows, attention, and norms.
 
 PyTorch hands float32 products on a CPU to MKL, which on the AMD processor tried reaches half of what oneDNN
 does (``docs/performance.md`` has the figures), and adds the bias by copying it into every row first. The
 operator used here is the one that PyTorch's own compiler calls; it knows no gradients. Where it cannot be
 used, everything is computed by :func:`torch.nn.functional.linear`; the two agree to rounding.
+
+On NVIDIA GPUs, where Triton is installed (PyTorch brings it on Linux) and no gradients are wanted, norms come
+from :mod:`nextscale.fused`; elsewhere from PyTorch.
 
 What is made of weights alone (their layout for oneDNN, a kernel in another form) is kept for as long as
 :func:`constant_weights` says that they stay as they are, and no longer: nobody can write to a weight behind
@@ -12,11 +15,13 @@ its back.
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -81,8 +86,50 @@ def linear(
         weight = _laid_out(weight) if recurring else weight
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], form)
         return result
+    if gelu and bias is not None and x.numel() and fused_for(x) and weight.dtype == bias.dtype == x.dtype:
+        flat = x.reshape(-1, x.shape[-1])  # cuBLAS applies the tanh form as it writes the product
+        return torch._addmm_activation(bias, flat, weight.t(), use_gelu=True).view(*x.shape[:-1], len(weight))
     y = F.linear(x, weight, bias)
     return F.gelu(y, approximate="tanh") if gelu else y
+
+
+def fused_for(x: Tensor) -> ModuleType | None:
+    """:mod:`nextscale.fused` if its kernels can run on this tensor, here and now."""
+    if (
+        x.device.type != "cuda"
+        or x.dtype not in (torch.float32, torch.bfloat16, torch.float16)
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cuda")
+        or torch.compiler.is_compiling()
+    ):
+        return None
+    return _fused(x.device)
+
+
+@cache
+def _fused(device: torch.device) -> ModuleType | None:
+    """With Triton, on NVIDIA GPUs from Ampere on, whose units for matrix products the kernels use."""
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        return importlib.import_module("nextscale.fused")
+    except ImportError:
+        return None
+
+
+def modulated_norm(
+    x: Tensor, scale: Tensor, shift: Tensor, *, eps: float, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``layer_norm(x) * (1 + scale) + shift``; x ``(B, l, C)``, scale and shift ``(B, 1, C)``.
+
+    dtype: of the result; ``None`` is that of x.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    fused = fused_for(x)
+    if fused is not None and x.numel() and scale.stride(-1) == shift.stride(-1) == 1:
+        made: Tensor = fused.modulated_norm(x, scale, shift, eps, dtype)
+        return made
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale).to(dtype)
 
 
 def _laid_out(weight: Tensor) -> Tensor:

@@ -43,16 +43,16 @@ def random_pipeline(depth: int, size: int, placement: Placement) -> VARPipeline:
     Raises InvalidArgumentError for a size without a known list of scales.
     """
     transformer_config, tokenizer_config = published_sizes(depth, size)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(placement.device).manual_seed(0)
     with torch.device("meta"):
         modules: tuple[nn.Module, ...] = (VARTransformer(transformer_config), VARTokenizer(tokenizer_config))
     for module in modules:
-        module.to_empty(device="cpu")
+        module.to_empty(device=placement.device)
         for name, parameter in module.named_parameters():
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
             with torch.no_grad():
                 parameter.normal_(0, 0.5 / fan_in**0.5 if "emb" not in name else 0.5, generator=generator)
-        module.to(placement.device, placement.dtype).eval().requires_grad_(False)
+        module.to(placement.dtype).eval().requires_grad_(False)
         nn.utils.convert_conv2d_weight_memory_format(module, torch.channels_last)
     return VARPipeline(*modules, name=f"random VAR d{depth}")  # type: ignore[arg-type]
 
@@ -77,31 +77,50 @@ def generation(
 ) -> Callable[[], Seconds]:
     """One batch of pictures, with the decoder's share of the time."""
     labels = [i % pipe.transformer.config.num_classes for i in range(batch)]
+    tokenizer = pipe.tokenizer
+    decode = tokenizer.decode_latent
 
     def run() -> Seconds:
-        marks: list[float] = []
+        phases = _Phases(pipe.device)
 
-        def mark(*_: object) -> None:
-            _wait(pipe.device)
-            marks.append(time.perf_counter())
+        def timed(latent: Tensor) -> Tensor:
+            phases.mark()
+            pictures = decode(latent)
+            phases.mark()
+            return pictures
 
-        with (
-            contextlib.closing(_Handles(pipe.tokenizer.decoder.register_forward_pre_hook(mark))),
-            contextlib.closing(_Handles(pipe.tokenizer.decoder.register_forward_hook(mark))),
-        ):
-            mark()
+        start = _now(pipe.device)
+        # Not by hooks, which would keep it from being recorded.
+        tokenizer.decode_latent = timed  # type: ignore[assignment]
+        try:
             pipe(labels, ssg=ssg, seed=0, batch_size=batch, output_type="pt", **settings)
-            mark()
-        decoder = sum(stop - start for start, stop in zip(marks[1:-1:2], marks[2:-1:2], strict=True))
-        total = marks[-1] - marks[0]
+        finally:
+            del tokenizer.decode_latent
+        total, decoder = _now(pipe.device) - start, phases.seconds()
         return {"total": total, "decoder": decoder, "transformer": total - decoder}
 
     return run
 
 
-class _Handles:
-    def __init__(self, handle: Any) -> None:
-        self.close = handle.remove
+class _Phases:
+    """Seconds between every first and second mark, without waiting for the device at any."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.marks = device, list[Any]()
+
+    def mark(self) -> None:
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(self.device))
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        pairs = zip(self.marks[::2], self.marks[1::2], strict=True)
+        if self.device.type == "cuda":
+            return sum(first.elapsed_time(second) for first, second in pairs) / 1000
+        return sum(second - first for first, second in pairs)
 
 
 def spatial_arms(
@@ -186,24 +205,19 @@ def limits(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> dict[s
 
     The product by way of the library's kernels, and as PyTorch does it, for comparison.
     """
-    x, w = (
-        torch.randn(2048, 1024, device=device, dtype=dtype),
-        torch.randn(4096, 1024, device=device, dtype=dtype),
-    )
-    picture = torch.randn(1, 320, 64, 64, device=device, dtype=dtype).contiguous(
-        memory_format=torch.channels_last
-    )
+    rows, inner, outer, maps = (2048, 1024, 4096, 1) if device.type == "cpu" else (8192, 8192, 8192, 32)
+    x = torch.randn(rows, inner, device=device, dtype=dtype)
+    w = torch.randn(outer, inner, device=device, dtype=dtype)
+    picture = torch.randn(maps, 320, 64, 64, device=device, dtype=dtype)
+    picture = picture.contiguous(memory_format=torch.channels_last)
     kernel = torch.randn(320, 320, 3, 3, device=device, dtype=dtype)
+    kernel = kernel.contiguous(memory_format=torch.channels_last)
+    product, convolution = 2 * rows * inner * outer, 2 * maps * 320 * 320 * 9 * 64 * 64
     return {
-        "matrix_product": 2 * 2048 * 1024 * 4096 / _fastest(lambda: linear(x, w), device, repeats),
-        "matrix_product_by_torch": 2
-        * 2048
-        * 1024
-        * 4096
-        / _fastest(lambda: F.linear(x, w), device, repeats),
-        "convolution": 2 * 320 * 320 * 9 * 64 * 64
-        / _fastest(lambda: F.conv2d(picture, kernel, padding=1), device, repeats),
-    }  # fmt: skip
+        "matrix_product": product / _fastest(lambda: linear(x, w), device, repeats),
+        "matrix_product_by_torch": product / _fastest(lambda: F.linear(x, w), device, repeats),
+        "convolution": convolution / _fastest(lambda: F.conv2d(picture, kernel, padding=1), device, repeats),
+    }
 
 
 def _fastest(run: Callable[[], object], device: torch.device, repeats: int) -> float:

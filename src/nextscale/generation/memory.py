@@ -18,8 +18,6 @@ from nextscale.nn.autoencoder import TRANSPOSED_CHANNELS
 from nextscale.nn.linear import Linear
 from nextscale.scales import Grid
 
-CPU = torch.device("cpu")
-
 
 @dataclass(frozen=True)
 class MemoryEstimate:

@@ -200,10 +200,12 @@ def draw_batches(
     with constant_weights():
         for span in spans(count, batch_size):
             session, draw = begin(span)
-            tokens.append([t.cpu() for t in generate(session, guidance, draw, on_step)])
+            drawn = generate(session, guidance, draw, on_step)
             latent = session.feature_map
             del session  # its cache, which would only lie beside what decoding needs
-            images.append(decode(latent).cpu())
+            pictures = decode(latent)  # before anything is fetched, which would wait for all until here
+            tokens.append([t.cpu() for t in drawn])
+            images.append(pictures.cpu())
     return torch.cat(images), [torch.cat(maps) for maps in zip(*tokens, strict=True)]
 
 

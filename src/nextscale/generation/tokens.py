@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.nn.placement import CPU
 
 Sampler = Literal["paired", "greedy", "multinomial"]
 
@@ -135,13 +136,16 @@ def ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of every row and those tied with the k-th; descending, ties in the vocabulary's order.
 
     logits: float32 ``(R, V)``. Returns values and int64 indices, both ``(R, n)``, n from k on: where a row
-    has more ties than another, the other's next smaller entries fill it up.
+    has more ties than another, the other's next smaller entries fill it up. On a GPU n is V, since to look
+    how many entries tie would be to wait for it.
     """
+    if logits.device.type != "cpu":
+        return logits.sort(dim=-1, descending=True, stable=True)
     # One whole number holds value and index, so that sorting such numbers, all different, sorts both. The
     # bits of a float order as a whole number does, but for negative ones, whose lower 31 are flipped.
     bits = (logits + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
     flipped = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = (~flipped).long() << 32 | torch.arange(logits.shape[-1], device=logits.device)
+    keys = (~flipped).long() << 32 | torch.arange(logits.shape[-1], device="cpu")
     vocabulary = logits.shape[-1]
     n = min(k + 1, vocabulary)
     smallest = _smallest(keys, n)
@@ -154,9 +158,7 @@ def ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _smallest(keys: Tensor, n: int) -> Tensor:
-    """The n smallest of every row ``(R, V)`` in ascending order; on a CPU the rows' entries change places."""
-    if keys.device.type != "cpu":
-        return keys.topk(n, dim=-1, largest=False).values
+    """The n smallest of every row ``(R, V)`` in ascending order; the rows' entries change places."""
     rows = keys.numpy()  # which numpy sorts several times as fast as torch does
     if n < rows.shape[-1]:
         rows.partition(n - 1, axis=-1)
@@ -210,14 +212,17 @@ def _accumulated(values: Tensor, largest: Tensor) -> Tensor:
 class ImageNoise:
     """The uniform numbers that make each image of a batch.
 
-    seeds: one per image. counts: decisions per step, in the order they are made.
+    seeds: one per image. counts: decisions per step, in the order they are made. device: where the numbers
+    are wanted; they are sent there together, since every sending waits for what the device has to do before.
     :attr:`generators` continue where the uniforms end, for whatever else a family draws.
     """
 
-    def __init__(self, seeds: Sequence[int], counts: Sequence[int]) -> None:
+    def __init__(self, seeds: Sequence[int], counts: Sequence[int], device: torch.device = CPU) -> None:
         self.generators = [torch.Generator().manual_seed(s) for s in seeds]
         total = sum(counts)
         drawn = torch.stack([torch.rand(total, dtype=torch.float64, generator=g) for g in self.generators])
+        if device.type != "mps":  # which has no float64
+            drawn = drawn.to(device)
         self.steps = drawn.split(list(counts), dim=1)
 
     def __getitem__(self, step: int) -> Tensor:
@@ -252,7 +257,7 @@ class Drawer:
             raise InvalidArgumentError(f"unknown sampler {sampler!r}; known: {', '.join(get_args(Sampler))}")
         self.sampler, self.filters, self.choices = sampler, filters, choices
         self.given = [maps.to(device).flatten(1, 2) for maps in given]
-        self.noise = ImageNoise(seeds, counts)
+        self.noise = ImageNoise(seeds, counts, device)
         self.generator = torch.Generator(device).manual_seed(seeds[0])
 
     def __call__(self, logits: Tensor, step: int, positions: Tensor | None = None) -> Tensor:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.guidance.base import Grid, as_grid, compute_dtype
-from nextscale.kernels import fusible, linear
+from nextscale.kernels import fused_for, fusible, linear
 
 PriorKind = Literal["nearest", "bilinear", "dct", "dse"]
 Norm = Literal["ortho", "forward", "backward"]
@@ -160,6 +160,10 @@ class SpatialOperator:
 
         logits: ``(N, h_f*w_f, X)``; previous: ``(N, h_c*w_c, X)``; same dtype. Returns ``(N, h_f*w_f, X)``.
         """
+        fused = fused_for(logits)
+        if fused is not None and self.right is None and logits.dtype == torch.float32:
+            made: Tensor = fused.accumulate(logits, previous, self.left, beta)
+            return made
         columns = self._columns(previous)
         left = self.left.expand(len(previous), -1, -1)
         rows = logits.reshape(len(logits), left.shape[1], columns.shape[2])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import InvalidArgumentError
-from nextscale.kernels import of_weight
+from nextscale.kernels import fused_for, of_weight
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
@@ -42,8 +42,8 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:  # (B, channels, H, W) -> (B, out_channels, H, W)
-        h = self.conv1(activate(self.norm1(x)))
-        h = activate(self.norm2(h))  # one after the other, so that what came before can go
+        h = self.conv1(normed(self.norm1, x))
+        h = normed(self.norm2, h)  # one after the other, so that what came before can go
         h = self.conv2(h)
         return self.joined(h, x)
 
@@ -51,6 +51,19 @@ class ResBlock(nn.Module):
         """What the convolutions made plus the block's input; h is overwritten where no gradient needs it."""
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
         return h + shortcut if h.requires_grad or shortcut.requires_grad else h.add_(shortcut)
+
+
+def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """The norm, then SiLU."""
+    fused, pixels = fused_for(x), x.shape[2] * x.shape[3]
+    if (
+        fused is not None
+        and pixels % fused.PIXELS == 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+    ):
+        made: Tensor = fused.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return made
+    return activate(norm(x))
 
 
 def activate(x: Tensor) -> Tensor:
@@ -202,7 +215,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for level in self.down:
             x = level(x)
-        return self.conv_out(activate(self.norm_out(self.mid(x))))
+        return self.conv_out(normed(self.norm_out, self.mid(x)))
 
 
 class Decoder(nn.Module):
@@ -244,7 +257,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(activate(self.norm_out(x)))
+        return self.conv_out(normed(self.norm_out, x))
 
 
 def check_images(images: Tensor, *, channels: int, multiple: int) -> None:

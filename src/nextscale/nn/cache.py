@@ -36,12 +36,25 @@ class KVCache:
 
         Raises InvalidArgumentError if they are more than the capacity.
         """
-        end = self.length + k.shape[2]
+        keys, values = self.room(k.shape[2])
+        keys.copy_(k)
+        values.copy_(v)
+        return self.stored
+
+    def room(self, count: int) -> tuple[Tensor, Tensor]:
+        """Where keys and values ``(B, H, count, d)`` of new positions go; they count as stored from now on.
+
+        Raises InvalidArgumentError if they are more than the capacity.
+        """
+        start, end = self.length, self.length + count
         if end > self.keys.shape[2]:  # a slice would quietly be too short
             raise InvalidArgumentError(
-                f"the cache has room for {self.keys.shape[2]} positions, not for {self.length} + {k.shape[2]}"
+                f"the cache has room for {self.keys.shape[2]} positions, not for {start} + {count}"
             )
-        self.keys[:, :, self.length : end] = k
-        self.values[:, :, self.length : end] = v
         self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        return self.keys[:, :, start:end], self.values[:, :, start:end]
+
+    @property
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all positions so far, ``(B, H, L, d)`` each."""
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]

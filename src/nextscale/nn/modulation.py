@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from nextscale.kernels import linear
+from nextscale.kernels import linear, modulated_norm
 from nextscale.nn.linear import Linear
 
 
@@ -67,9 +67,9 @@ class HeadNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=False)
+        self.eps = eps
         self.ada_lin = AdaLinear(dim, 2)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift = self.ada_lin(condition).unbind(2)
-        return torch.addcmul(shift, self.norm(x), 1 + scale)
+        return modulated_norm(x, scale, shift, eps=self.eps)

@@ -8,6 +8,7 @@ import torch
 
 from nextscale.errors import InvalidArgumentError
 
+CPU = torch.device("cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
+from nextscale.generation.recording import Recordings
 from nextscale.nn.autoencoder import NORM_GROUPS, Decoder, Encoder
 from nextscale.nn.quantizer import MultiScaleQuantizer, Quantized, shrink
 from nextscale.scales import Grid, ScaleSchedule
@@ -102,6 +103,7 @@ class ResidualTokenizer(nn.Module):
             last_phi=self.LAST_PHI,
         )
         ks, z = config.quant_conv_ks, config.z_channels
+        self.recordings = Recordings()
         self.quant_conv = nn.Conv2d(z, z, ks, padding=ks // 2)
         self.post_quant_conv = nn.Conv2d(z, z, ks, padding=ks // 2)
 
@@ -167,11 +169,23 @@ class ResidualTokenizer(nn.Module):
         Large pictures are decoded a few at a time; see :func:`decoded_at_once`.
         """
         pixels = f_hat.shape[2] * f_hat.shape[3] * self.config.reduction**2
-        decoded = [
-            self.decoder(self.post_quant_conv(part.to(self.device, self.dtype))).float().clamp(-1, 1)
-            for part in f_hat.split(decoded_at_once(pixels, self.device))
-        ]
+        parts = f_hat.to(self.device).split(decoded_at_once(pixels, self.device))
+        decoded = [self._decode_part(part, pixels) for part in parts]
         return decoded[0] if len(decoded) == 1 else torch.cat(decoded)
+
+    def _decode_part(self, f_hat: Tensor, pixels: int) -> Tensor:
+        # The decoder is fullest where maps have the picture's size: with a block's input, and what it makes.
+        size = 4 * len(f_hat) * pixels * self.config.ch * self.dtype.itemsize
+        recording = self.recordings.take(self, tuple(f_hat.shape), size, lambda: None)
+        if recording is None:
+            return self._decoded(f_hat)
+        pictures = recording(self._decoded, f_hat).clone()
+        self.recordings.give_back(recording)
+        return pictures
+
+    def _decoded(self, f_hat: Tensor) -> Tensor:
+        pictures: Tensor = self.decoder(self.post_quant_conv(f_hat.to(self.dtype)))
+        return pictures.float().clamp(-1, 1)
 
     def partial_sums(
         self,

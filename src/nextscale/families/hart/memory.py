@@ -10,7 +10,6 @@ from nextscale.families.hart.session import masked_counts
 from nextscale.families.hart.tokenizer import HARTTokenizer, HARTTokenizerConfig
 from nextscale.families.hart.transformer import HARTTransformer, HARTTransformerConfig
 from nextscale.generation.memory import (
-    CPU,
     MemoryEstimate,
     decoder_peak,
     drawing_bytes,
@@ -18,6 +17,7 @@ from nextscale.generation.memory import (
     weight_bytes,
 )
 from nextscale.generation.tokens import Filters
+from nextscale.nn.placement import CPU
 
 
 def estimate_memory(

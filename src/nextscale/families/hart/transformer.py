@@ -300,7 +300,7 @@ class HARTTransformer(nn.Module):
 
     def level(self, step: int) -> Tensor:
         """The vector ``(C,)`` float32 that marks the tokens of a scale; the text has that of scale 0."""
-        vector: Tensor = self.lvl_embed(torch.tensor(step, device=self.device))
+        vector: Tensor = self.lvl_embed(torch.full((), step, device=self.device))  # filled there, not sent
         return vector.float()
 
     def embed_text(self, condition: Condition) -> tuple[Tensor, Rotation]:

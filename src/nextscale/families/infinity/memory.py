@@ -6,7 +6,8 @@ import torch
 
 from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
-from nextscale.generation.memory import CPU, MemoryEstimate, decoder_peak, layout_bytes, weight_bytes
+from nextscale.generation.memory import MemoryEstimate, decoder_peak, layout_bytes, weight_bytes
+from nextscale.nn.placement import CPU
 from nextscale.scales import ScaleSchedule
 
 TEXT_TOKENS = 32  # of a prompt of some twenty words

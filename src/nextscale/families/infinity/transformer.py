@@ -23,7 +23,7 @@ from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.families.infinity.conditioning import TextNorm, TextPool, keys_values, normal
 from nextscale.families.infinity.schedules import rope_reference
 from nextscale.families.text import TextFeatures
-from nextscale.kernels import attention
+from nextscale.kernels import attention, modulated_norm
 from nextscale.nn.attention import Rotation, block_causal_mask, grid_rotation, normalise_qk, rotate_pairs
 from nextscale.nn.cache import KVCache
 from nextscale.nn.linear import Linear
@@ -190,8 +190,7 @@ class Block(nn.Module):
 
     def __init__(self, config: InfinityTransformerConfig, drop_path: float) -> None:
         super().__init__()
-        dim = config.embed_dim
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps, elementwise_affine=False)
+        dim, self.eps = config.embed_dim, config.norm_eps
         self.ca_norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.sa = SelfAttention(config)
         self.ca = CrossAttention(config)
@@ -217,7 +216,7 @@ class Block(nn.Module):
         return x + drop_branches(h * gate2, self.drop_path, self.training)
 
     def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return torch.addcmul(shift, self.norm(x), 1 + scale).to(self.ada_gss.dtype)
+        return modulated_norm(x, scale, shift, eps=self.eps, dtype=self.ada_gss.dtype)
 
     def _ca_normed(self, x: Tensor) -> Tensor:
         norm = self.ca_norm
@@ -333,10 +332,9 @@ class InfinityTransformer(nn.Module):
 
     def embed(self, inputs: Tensor, steps: Sequence[int], schedule: ScaleSchedule) -> Tensor:
         """Next-scale inputs ``(B, l, bits)`` of consecutive steps -> float32 ``(B, l, C)``, scale added."""
-        lengths = torch.tensor([schedule.lengths[s] for s in steps])
-        level = torch.repeat_interleave(torch.tensor(list(steps)), lengths).to(self.device)
+        levels = [self.lvl_embed.weight[s].expand(schedule.lengths[s], -1) for s in steps]
         embedded: Tensor = self.word_embed(inputs.to(self.device, self.dtype))
-        return embedded.float() + self.lvl_embed(level).float()
+        return embedded.float() + torch.cat(levels).float()
 
     def rotation(self, schedule: ScaleSchedule) -> Rotation:
         """Rotary tables of a schedule, in the coordinates of its ratio's largest published one."""

@@ -9,7 +9,6 @@ import torch
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.generation.memory import (
-    CPU,
     MemoryEstimate,
     decoder_peak,
     drawing_bytes,
@@ -17,6 +16,7 @@ from nextscale.generation.memory import (
     weight_bytes,
 )
 from nextscale.generation.tokens import Filters
+from nextscale.nn.placement import CPU
 from nextscale.nn.residual_tokenizer import decoded_at_once
 
 

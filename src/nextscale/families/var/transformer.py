@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
-from nextscale.kernels import attention
-from nextscale.nn.attention import block_causal_mask, normalise_qk
+from nextscale.generation.recording import Recordings
+from nextscale.kernels import attention, fused_for, modulated_norm
+from nextscale.nn.attention import MAX_LOG_SCALE, block_causal_mask, normalise_qk
 from nextscale.nn.cache import KVCache
 from nextscale.nn.linear import Linear
 from nextscale.nn.modulation import AdaLinear, FeedForward, HeadNorm, drop_branches
@@ -84,19 +85,28 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:  # (B, L, C) -> same
         batch, length, dim = x.shape
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = self.mat_qkv(x, bias=bias).view(batch, length, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
-        if self.scale_mul_1H11 is None:
-            scale = 0.25 / math.sqrt(dim // self.heads)
-        else:
-            scale = 1.0
-            q, k = normalise_qk(q, k, self.scale_mul_1H11)
-        if cache is not None:
-            k, v = cache.append(k, v)
+        q, k, v = self._heads(x, cache)
+        scale = 0.25 / math.sqrt(dim // self.heads) if self.scale_mul_1H11 is None else 1.0
         out = attention(q, k, v, mask=mask, scale=scale)
         result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, length, dim))
         return result
+
+    def _heads(self, x: Tensor, cache: KVCache | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of these positions, keys and values of these or, with a cache, of all so far."""
+        fused = fused_for(x)
+        if fused is not None and cache is not None:
+            biases = self.q_bias, self.v_bias
+            room = cache.room(x.shape[1])
+            q = fused.split_heads(self.mat_qkv(x), *biases, self.scale_mul_1H11, MAX_LOG_SCALE, *room)
+            return q, *cache.stored
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = self.mat_qkv(x, bias=bias).unflatten(2, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
+        if self.scale_mul_1H11 is not None:
+            q, k = normalise_qk(q, k, self.scale_mul_1H11)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        return q, k, v
 
 
 class Block(nn.Module):
@@ -104,8 +114,7 @@ class Block(nn.Module):
 
     def __init__(self, config: VARTransformerConfig, drop_path: float) -> None:
         super().__init__()
-        dim = config.embed_dim
-        self.norm = nn.LayerNorm(dim, eps=config.norm_eps, elementwise_affine=False)
+        dim, self.eps = config.embed_dim, config.norm_eps
         self.attn = SelfAttention(config)
         self.ffn = FeedForward(dim, round(dim * config.mlp_ratio))
         self.drop_path = drop_path
@@ -127,9 +136,9 @@ class Block(nn.Module):
     ) -> Tensor:
         """x ``(B, L, C)``; modulation from :meth:`modulation`."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)  # each (B, 1, C)
-        h = self.attn(torch.addcmul(shift1, self.norm(x), 1 + scale1), mask, cache)
+        h = self.attn(modulated_norm(x, scale1, shift1, eps=self.eps), mask, cache)
         x = torch.addcmul(x, drop_branches(h, self.drop_path, self.training), gate1)
-        h = self.ffn(torch.addcmul(shift2, self.norm(x), 1 + scale2))
+        h = self.ffn(modulated_norm(x, scale2, shift2, eps=self.eps))
         return torch.addcmul(x, drop_branches(h, self.drop_path, self.training), gate2)
 
 
@@ -152,6 +161,7 @@ class VARTransformer(nn.Module):
         self.head_nm = HeadNorm(dim, config.norm_eps)
         self.head = Linear(dim, config.vocab_size)
         self._masks: dict[tuple[int, torch.device], Tensor] = {}
+        self.recordings = Recordings()
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -212,10 +222,9 @@ class VARTransformer(nn.Module):
         """Next-scale inputs ``(B, l, z)`` of consecutive steps -> ``(B, l, C)``, scale and position added."""
         schedule = self.schedule
         span = slice(schedule.span(steps[0]).start, schedule.span(steps[-1]).stop)
-        lengths = torch.tensor([schedule.lengths[s] for s in steps])
-        level = torch.repeat_interleave(torch.tensor(list(steps)), lengths).to(self.device)
+        levels = [self.lvl_embed.weight[s].expand(schedule.lengths[s], -1) for s in steps]
         embedded: Tensor = self.word_embed(inputs.to(self.device, self.dtype))
-        return embedded + (self.lvl_embed(level) + self.pos_1LC[0, span])
+        return embedded + (torch.cat(levels) + self.pos_1LC[0, span])
 
     def modulations(self, condition: Tensor) -> list[Tensor]:
         """What every block is modulated by, ``(B, 1, 6, C)`` each, from the class vectors ``(B, C)``.
@@ -228,8 +237,12 @@ class VARTransformer(nn.Module):
 
     def classify(self, x: Tensor, condition: Tensor) -> Tensor:
         """Last block's output ``(B, l, C)`` -> logits ``(B, l, V)`` float32."""
+        return self.logits(x, condition).float()
+
+    def logits(self, x: Tensor, condition: Tensor) -> Tensor:
+        """The same in the dtype of the weights."""
         logits: Tensor = self.head(self.head_nm(x, condition))
-        return logits.float()
+        return logits
 
     def _steps_of(self, inputs: Tensor) -> int:
         offsets = self.schedule.offsets
