@@ -7,12 +7,17 @@ see to dtypes and layouts.
 
 from __future__ import annotations
 
+import math
+import struct
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-PIXELS, CHANNELS = 64, 64  # of a map, in one portion
+PIXELS, CHANNELS = 64, 64  # of a map, together
+INNER = 32  # of a product, together
+PORTION = 256  # most pixels whose moments are computed together
 
 
 @triton.jit(do_not_specialize=["length"])
@@ -55,6 +60,68 @@ def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: t
             num_warps=4 if width <= 2048 else 8,
         )
     return out
+
+
+@triton.jit(do_not_specialize=["length"])
+def _gated_norm(
+    x,
+    branch,
+    gate,
+    scale,
+    shift,
+    total,
+    out,
+    length,
+    stride,
+    eps,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    modulation = row // length * stride
+    column = tl.arange(0, BLOCK)
+    inside = column < WIDTH
+    place = row * WIDTH + column
+    values = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.load(gate + modulation + column, mask=inside, other=0.0).to(tl.float32)
+    values += tl.load(branch + place, mask=inside, other=0.0).to(tl.float32) * factor
+    stored = values.to(total.dtype.element_ty)
+    tl.store(total + place, stored, mask=inside)
+    values = stored.to(tl.float32)  # the norm is that of what is stored
+    centred = tl.where(inside, values - tl.sum(values, 0) / WIDTH, 0.0)
+    normed = centred / tl.sqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
+    factor = tl.load(scale + modulation + column, mask=inside, other=0.0).to(tl.float32)
+    offset = tl.load(shift + modulation + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + place, (offset + normed * (1.0 + factor)).to(out.dtype.element_ty), mask=inside)
+
+
+def gated_norm(
+    x: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """``x + branch * gate``, and of that :func:`modulated_norm` in the same dtype.
+
+    x and branch ``(B, l, C)``; gate, scale and shift ``(B, 1, C)``, parts of one tensor.
+    """
+    x, branch = x.contiguous(), branch.contiguous()
+    batch, length, width = x.shape
+    total, out = torch.empty_like(x), torch.empty_like(x)
+    with torch.cuda.device_of(x):
+        _gated_norm[(batch * length,)](
+            x,
+            branch,
+            gate,
+            scale,
+            shift,
+            total,
+            out,
+            length,
+            gate.stride(0),
+            eps,
+            WIDTH=width,
+            BLOCK=triton.next_power_of_2(width),
+            num_warps=4 if width <= 2048 else 8,
+        )
+    return total, out
 
 
 @triton.jit(do_not_specialize=["length", "rows"])
@@ -144,22 +211,45 @@ def split_heads(
 
 
 @triton.jit
-def _moments(x, means, squares, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr):
+def _moments(
+    x,
+    before,
+    means,
+    squares,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PIXELS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BIASED: tl.constexpr,
+):
     portion = tl.program_id(0).to(tl.int64)  # counted through the batch
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     own = channel < WIDTH
-    pixel = portion * PIXELS + tl.arange(0, PIXELS)
-    tile = tl.load(x + pixel[:, None] * WIDTH + channel[None], mask=own[None], other=0.0).to(tl.float32)
-    mean = tl.sum(tile, 0) / PIXELS
-    away = tile - mean[None]
+    start = x + portion * PIXELS * WIDTH + channel
+    # Sums of differences from one of the values, so that no digits are lost where all of them are large.
+    pivot = tl.load(start, mask=own, other=0.0).to(tl.float32)
+    total = tl.zeros((ROWS, BLOCK), tl.float32)
+    square = tl.zeros((ROWS, BLOCK), tl.float32)
+    for first in range(0, PIXELS, ROWS):
+        pixel = first + tl.arange(0, ROWS)
+        tile = tl.load(start[None] + pixel[:, None] * WIDTH, mask=own[None], other=0.0).to(tl.float32)
+        away = tile - pivot[None]
+        total += away
+        square += away * away
+    mean = tl.sum(total, 0) / PIXELS
+    spread = tl.sum(square, 0) - PIXELS * mean * mean
+    mean += pivot
+    if BIASED:
+        mean += tl.load(before + channel, mask=own, other=0.0).to(tl.float32)
     tl.store(means + portion * WIDTH + channel, mean, mask=own)
-    tl.store(squares + portion * WIDTH + channel, tl.sum(away * away, 0), mask=own)
+    tl.store(squares + portion * WIDTH + channel, spread, mask=own)
 
 
 @triton.jit(do_not_specialize=["count"])
 def _group_scale(
     means,
     squares,
+    before,
     weight,
     bias,
     scale,
@@ -171,6 +261,7 @@ def _group_scale(
     BLOCK: tl.constexpr,
     PORTIONS: tl.constexpr,
     PIXELS: tl.constexpr,
+    BIASED: tl.constexpr,
 ):
     channel = tl.arange(0, BLOCK)
     own = channel < SIZE
@@ -192,7 +283,10 @@ def _group_scale(
         total += tl.load(squares + place, mask=inside, other=0.0) + PIXELS * away * away
     variance = tl.sum(total) / (count * SIZE * PIXELS)
     factor = tl.load(weight + channel, mask=own, other=0.0).to(tl.float32) / tl.sqrt(variance + eps)
-    offset = tl.load(bias + channel, mask=own, other=0.0).to(tl.float32) - mean * factor
+    away = -mean
+    if BIASED:
+        away += tl.load(before + channel, mask=own, other=0.0).to(tl.float32)
+    offset = tl.load(bias + channel, mask=own, other=0.0).to(tl.float32) + away * factor
     tl.store(scale + sample * WIDTH + channel, factor, mask=own)
     tl.store(shift + sample * WIDTH + channel, offset, mask=own)
 
@@ -212,42 +306,159 @@ def _scaled_silu(x, scale, shift, out, count, WIDTH: tl.constexpr, BLOCK: tl.con
     tl.store(out + place, y.to(out.dtype.element_ty), mask=own[None])
 
 
-def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """``silu(group_norm(x))``: x ``(B, C, H, W)``, channels last in memory, H W a multiple of ``PIXELS``.
+def group_norm_silu(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, before: Tensor | None = None
+) -> Tensor:
+    """``silu(group_norm(x + before))``: x ``(B, C, H, W)``, channels last in memory, before ``(C,)``.
 
-    The variance is put together from those of portions of so many pixels and from the portions' means, which
-    loses no digits where the mean is large.
+    H W is a multiple of ``PIXELS``. The variance is put together from those of portions of the pixels and
+    from the portions' means.
     """
     batch, width, height, columns = x.shape
-    count = height * columns // PIXELS
-    means = torch.empty(batch, count, width, dtype=torch.float32, device=x.device)
+    pixels = height * columns
+    portion = math.gcd(pixels, PORTION)
+    means = torch.empty(batch, pixels // portion, width, dtype=torch.float32, device=x.device)
     squares = torch.empty_like(means)
     scale = torch.empty(batch, width, dtype=torch.float32, device=x.device)
     shift = torch.empty_like(scale)
     out = torch.empty_like(x, memory_format=torch.channels_last)
-    grid = (batch * count, triton.cdiv(width, CHANNELS))
+    blocks, biased = triton.cdiv(width, CHANNELS), before is not None
+    before = bias if before is None else before
     with torch.cuda.device_of(x):
-        _moments[grid](x, means, squares, WIDTH=width, BLOCK=CHANNELS, PIXELS=PIXELS, num_warps=4)
+        _moments[(batch * pixels // portion, blocks)](
+            x,
+            before,
+            means,
+            squares,
+            WIDTH=width,
+            BLOCK=CHANNELS,
+            PIXELS=portion,
+            ROWS=min(portion, 32),
+            BIASED=biased,
+            num_warps=4,
+        )
         _group_scale[(groups, batch)](
             means,
             squares,
+            before,
             weight,
             bias,
             scale,
             shift,
-            count,
+            pixels // portion,
             eps,
             WIDTH=width,
             SIZE=width // groups,
             BLOCK=triton.next_power_of_2(width // groups),
             PORTIONS=64,
+            PIXELS=portion,
+            BIASED=biased,
+            num_warps=4,
+        )
+        _scaled_silu[(batch * pixels // PIXELS, blocks)](
+            x,
+            scale,
+            shift,
+            out,
+            pixels // PIXELS,
+            WIDTH=width,
+            BLOCK=CHANNELS,
             PIXELS=PIXELS,
             num_warps=4,
         )
-        _scaled_silu[grid](
-            x, scale, shift, out, count, WIDTH=width, BLOCK=CHANNELS, PIXELS=PIXELS, num_warps=4
-        )
     return out
+
+
+@triton.jit
+def _add_biased(x, other, bias, count, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    values = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    values += tl.load(bias + place % WIDTH, mask=inside, other=0.0).to(tl.float32)
+    values += tl.load(other + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(x + place, values.to(x.dtype.element_ty), mask=inside)
+
+
+def add_biased(x: Tensor, other: Tensor, bias: Tensor) -> Tensor:
+    """``x + other + bias`` in the place of x; x and other ``(B, C, H, W)``, channels last, bias ``(C,)``."""
+    other = other.contiguous(memory_format=torch.channels_last)
+    with torch.cuda.device_of(x):
+        _add_biased[(triton.cdiv(x.numel(), 2048),)](
+            x, other, bias, x.numel(), WIDTH=x.shape[1], BLOCK=2048, num_warps=8
+        )
+    return x
+
+
+@triton.jit(do_not_specialize=["limit", "share_bits", "min_p"])
+def _draw_sorted(
+    values,
+    order,
+    uniform,
+    tokens,
+    limit,
+    share_bits,
+    min_p,
+    SIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TOP_P: tl.constexpr,
+    MIN_P: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    values += row * SIZE
+    rank = tl.arange(0, BLOCK)
+    own = rank < SIZE
+    logits = tl.load(values + rank, mask=own, other=-float("inf"))
+    largest = tl.load(values)
+    kept = tl.sum((own & (logits >= tl.load(values + limit - 1))).to(tl.int32), 0)
+    weights = tl.exp(logits.to(tl.float64) - largest.to(tl.float64))
+    first, skipped = kept * 0, kept * 0
+    if TOP_P:
+        share = tl.cast(share_bits, tl.float64, bitcast=True)  # numbers are handed over in float32
+        ascending = tl.cumsum(tl.where(rank < kept, weights, 0.0), 0, reverse=True)
+        mass = tl.sum(tl.where(rank == 0, ascending, 0.0), 0)
+        kept = tl.sum((own & (ascending > share * mass)).to(tl.int32), 0)
+        kept = tl.maximum(kept, 1)
+        last = tl.load(values + kept - 1)
+        first = tl.sum((own & (logits > last)).to(tl.int32), 0)
+        skipped = tl.sum((own & (logits >= last)).to(tl.int32), 0) - kept
+    if MIN_P:
+        likely = tl.exp(logits - largest) >= min_p
+        kept = tl.minimum(kept, tl.sum((own & likely).to(tl.int32), 0))
+    mass = tl.cumsum(tl.where(rank < kept, weights, 0.0), 0)
+    target = tl.load(uniform + row) * tl.sum(tl.where(rank == BLOCK - 1, mass, 0.0), 0)
+    drawn = tl.sum((own & (mass <= target)).to(tl.int32), 0)
+    drawn = tl.minimum(drawn, kept - 1)
+    drawn = tl.where(drawn < first, drawn, drawn + skipped)
+    drawn = tl.minimum(tl.maximum(drawn, 0), SIZE - 1)
+    tl.store(tokens + row, tl.load(order + row * SIZE + drawn))
+
+
+def draw_sorted(
+    values: Tensor, order: Tensor, uniform: Tensor, *, limit: int, top_p: float, min_p: float
+) -> Tensor:
+    """What :func:`nextscale.generation.tokens.draw_ranked` draws from whole rows, ranked.
+
+    values: float32 ``(R, V)``, descending. order: int64 ``(R, V)``. uniform: float64 ``(R,)``. limit: how
+    many are kept by top-k. Returns int64 ``(R,)``.
+    """
+    rows, size = values.shape
+    tokens = torch.empty(rows, dtype=torch.int64, device=values.device)
+    with torch.cuda.device_of(values):
+        _draw_sorted[(rows,)](
+            values,
+            order,
+            uniform,
+            tokens,
+            limit,
+            struct.unpack("q", struct.pack("d", 1 - top_p))[0],
+            min_p,
+            SIZE=size,
+            BLOCK=triton.next_power_of_2(size),
+            TOP_P=0 < top_p < 1,
+            MIN_P=min_p > 0,
+            num_warps=8,
+        )
+    return tokens
 
 
 @triton.jit(do_not_specialize=["fine", "coarse"])
@@ -258,49 +469,71 @@ def _accumulate(
     out,
     fine,
     coarse,
+    padded,
     channels,
     keep,
     take,
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     row = tl.program_id(0) * M + tl.arange(0, M)
     column = tl.program_id(1) * N + tl.arange(0, N)
     sample = tl.program_id(2).to(tl.int64)
-    within = (row < fine)[:, None] & (column < channels)[None]
+    own = (row < fine)[:, None]
+    kind = operator.dtype.element_ty  # bfloat16, but for interpreters, which cannot multiply it
     total = tl.zeros((M, N), tl.float32)
-    for first in range(0, coarse, K):
+    for first in range(0, padded, K):
         inner = first + tl.arange(0, K)
-        weights = tl.load(
-            operator + row[:, None] * coarse + inner[None],
-            mask=(row < fine)[:, None] & (inner < coarse)[None],
-            other=0.0,
-        )
+        place = row[:, None] * padded + inner[None]
+        a1 = tl.load(operator + place, mask=own, other=0.0)
+        a2 = tl.load(operator + fine * padded + place, mask=own, other=0.0)
+        a3 = tl.load(operator + 2 * fine * padded + place, mask=own, other=0.0)
         values = tl.load(
             previous + (sample * coarse + inner)[:, None] * channels + column[None],
             mask=(inner < coarse)[:, None] & (column < channels)[None],
             other=0.0,
         )
-        total = tl.dot(weights, values, total, input_precision=PRECISION)
+        b1 = values.to(tl.bfloat16).to(tl.float32)
+        values -= b1
+        b2 = values.to(tl.bfloat16).to(tl.float32)
+        b3 = (values - b2).to(tl.bfloat16).to(kind)
+        b1, b2 = b1.to(kind), b2.to(kind)
+        total = tl.dot(a1, b3, total)
+        total = tl.dot(a3, b1, total)
+        total = tl.dot(a2, b2, total)
+        total = tl.dot(a1, b2, total)
+        total = tl.dot(a2, b1, total)
+        total = tl.dot(a1, b1, total)
     place = (sample * fine + row)[:, None] * channels + column[None]
+    within = own & (column < channels)[None]
     values = tl.load(logits + place, mask=within, other=0.0)
     tl.store(out + place, keep * values - take * total, mask=within)
 
 
-def accumulate(
-    logits: Tensor, previous: Tensor, operator: Tensor, beta: float, *, precision: str = "tf32x3"
-) -> Tensor:
-    """``(1 + beta) logits - beta operator @ previous``, all float32.
+def in_parts(operator: Tensor) -> Tensor:
+    """A float32 matrix ``(m, n)`` as the sum of three in bfloat16, which hold all of its 24 binary digits.
 
-    logits ``(B, m, C)``, previous ``(B, n, C)``, operator ``(m, n)``. precision: of the product, as Triton
-    names it; ``"tf32x3"`` splits numbers in two, and is as exact as float32 to a bit or two.
+    Returns ``(3, m, n')``, n' the next multiple of ``INNER``.
+    """
+    rest = torch.nn.functional.pad(operator, (0, -operator.shape[1] % INNER))
+    parts = []
+    for _ in range(3):
+        parts.append(rest.bfloat16())
+        rest = rest - parts[-1].float()
+    return torch.stack(parts)
+
+
+def accumulate(logits: Tensor, previous: Tensor, operator: Tensor, beta: float) -> Tensor:
+    """``(1 + beta) logits - beta operator @ previous``.
+
+    logits ``(B, m, C)`` and previous ``(B, n, C)`` float32; operator from :func:`in_parts`. The product is
+    made of those of the parts but for the smallest three, and is as exact as one in float32.
     """
     logits, previous = logits.contiguous(), previous.contiguous()
     batch, fine, channels = logits.shape
     out = torch.empty_like(logits)
-    m = 64 if fine > 32 else 32
+    m = 64 if fine > 32 else 16
     grid = (triton.cdiv(fine, m), triton.cdiv(channels, 128), batch)
     with torch.cuda.device_of(logits):
         _accumulate[grid](
@@ -310,13 +543,13 @@ def accumulate(
             out,
             fine,
             previous.shape[1],
+            operator.shape[2],
             channels,
             1.0 + beta,
             beta,
             M=m,
             N=128,
-            K=32,
-            PRECISION=precision,
+            K=INNER,
             num_warps=4,
         )
     return out

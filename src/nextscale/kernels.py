@@ -132,6 +132,21 @@ def modulated_norm(
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), 1 + scale).to(dtype)
 
 
+def gated_norm(
+    x: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, shift: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """``x + branch * gate``, and :func:`modulated_norm` of that.
+
+    x and branch ``(B, l, C)``; gate, scale and shift ``(B, 1, C)``, parts of one tensor.
+    """
+    fused = fused_for(x)
+    if fused is not None and x.numel() and branch.dtype == x.dtype and gate.stride(-1) == 1:
+        made: tuple[Tensor, Tensor] = fused.gated_norm(x, branch, gate, scale, shift, eps)
+        return made
+    x = torch.addcmul(x, branch, gate)
+    return x, modulated_norm(x, scale, shift, eps=eps)
+
+
 def _laid_out(weight: Tensor) -> Tensor:
     """The weight in oneDNN's layout, which it would otherwise be brought into by every product.
 

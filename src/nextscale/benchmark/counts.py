@@ -78,7 +78,7 @@ def count(
         for step in session.steps():
             flops = _flops(partial(session.predict, step))
             h, w = step.grid
-            cached = 2 * rows * session.passes.caches[0].length * transformer.embed_dim * transformer.depth
+            cached = 2 * rows * session.caches[0].length * transformer.embed_dim * transformer.depth
             steps.append(StepCount(step.grid, flops, weights, element * cached))
             tokens = torch.zeros(batch, h * w, dtype=torch.int64, device=meta)
             session.accept(step, tokens, tokens)  # the second would be logits, which only soft codes need

@@ -1,119 +1,106 @@
-"""What a model computes again and again, recorded as CUDA graphs: one launch in place of hundreds.
+"""What a model computes again and again, recorded as CUDA graphs: one launch in place of thousands.
 
 A small batch keeps a GPU waiting, since starting a kernel takes longer than the kernel. A graph starts all of
-them at once. It holds addresses, not values: it reads and writes the same memory every time, so whatever goes
-into a recording lives as long as the recording, and results are overwritten by the next replay.
+them at once. It holds addresses, not values: a replay reads and writes the same memory every time, so a
+recording keeps the memory of the whole computation, and its inputs are copied in and its results copied out.
 
-Nothing here changes what is computed. The first generation of its kind runs as it is written, the second is
+Nothing here changes what is computed. The first run of its kind is done as it is written, the second is
 recorded, later ones are replayed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 RECORDED_BYTES = 2**31
-"""Most memory that recordings of one module may hold between calls; with more, a GPU is busy without them."""
+"""Most memory that the recordings of one owner may keep; what takes more keeps a GPU busy without them."""
 
-State = TypeVar("State")
-Function = Callable[[Tensor], Tensor]
-
-
-class _Replay(NamedTuple):
-    graph: Any  # torch.cuda.CUDAGraph
-    given: Tensor
-    made: Tensor
+Function = Callable[..., Sequence[Tensor]]
 
 
-class Recording(Generic[State]):
-    """Functions of one tensor that run one after the other, again and again in the same order.
+class Recording:
+    """One function of tensors on a GPU, which waits for nothing and has no other inputs."""
 
-    state: what they share, and change. key, size: of what kind it is, and how many bytes it holds, roughly.
-    """
+    def __init__(self, function: Function, *given: Tensor) -> None:
+        # Outside of inference mode, since later calls may be: its tensors could not be written to there.
+        with torch.cuda.device(given[0].device), torch.inference_mode(False), torch.no_grad():
+            self._given = [t.clone() for t in given]
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._made = function(*self._given)
 
-    def __init__(self, state: State, key: Hashable, size: int) -> None:
-        self.state, self.key, self.size = state, key, size
-        self._replays: list[_Replay] = []
-        self._next = 0
-        self._pool: Any = None
-
-    def rewind(self) -> None:
-        self._next = 0
-
-    def __call__(self, function: Function, given: Tensor) -> Tensor:
-        """``function(given)``. The result is the recording's own, and is overwritten when it is replayed."""
-        if self._next == len(self._replays):
-            self._replays.append(self._record(function, given))
-        replay = self._replays[self._next]
-        self._next += 1
-        replay.given.copy_(given)
-        replay.graph.replay()
-        return replay.made
-
-    def _record(self, function: Function, given: Tensor) -> _Replay:
-        # Outside of inference mode, as later calls may be: its tensors could not be written to there.
-        with torch.cuda.device(given.device), torch.inference_mode(False), torch.no_grad():
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            own = given.clone()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                made = function(own)
-        return _Replay(graph, own, made)
+    def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
+        for own, value in zip(self._given, given, strict=True):
+            own.copy_(value)
+        self._graph.replay()
+        return tuple(t.clone() for t in self._made)
 
 
 class Recordings:
-    """The recordings of one module.
+    """The recordings of one owner of models. They take no part in copies of it.
 
-    They are given out to one user at a time, and are forgotten when the module's weights have moved. They do
-    not take part in copies of the module.
+    Each is used by one thread at a time; a second thread makes its own. All are forgotten when weights have
+    moved.
     """
 
     def __init__(self) -> None:
-        self._idle: dict[Hashable, Recording[Any]] = {}  # least recently used first
+        self._idle: dict[Hashable, tuple[Recording, int]] = {}  # with their bytes; least recently used first
         self._asked: set[Hashable] = set()
+        self._refused: set[Hashable] = set()
         self._weights: Hashable = None
 
-    def take(
-        self, module: nn.Module, kind: Hashable, size: int, state: Callable[[], State]
-    ) -> Recording[State] | None:
-        """A recording for this kind of work, or ``None`` where it is not recorded, or not yet.
+    def run(
+        self,
+        modules: Sequence[nn.Module],
+        kind: Hashable,
+        size: Callable[[], int],
+        function: Function,
+        *given: Tensor,
+    ) -> Sequence[Tensor]:
+        """``function(*given)``, recorded if this kind of work was asked for before.
 
-        module: the module whose weights are used. size: bytes that the recording would hold, roughly.
-        state: makes the state of a new one.
+        modules: whose weights are used. kind: all that the function depends on but the values of weights and
+        of what is given; hashable. size: tells the bytes that the function takes at its peak, roughly.
         """
-        weights = _addresses(module)
+        weights = _addresses(modules)
         if weights is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
-            return None
+            return function(*given)
         if weights != self._weights:
             self._idle.clear()
             self._weights = weights
         key = (kind, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
-        found = self._idle.pop(key, None)
+        found = self._idle.pop(key, None) or self._record(key, size, function, *given)
         if found is None:
-            if key not in self._asked:
-                self._asked.add(key)
-                return None
-            if not self._make_room(size, next(module.parameters()).device):
-                return None
-            with torch.inference_mode(False):
-                found = Recording(state(), key, size)
-        found.rewind()
-        return found
+            return function(*given)
+        made = found[0](*given)
+        self._idle[key] = found
+        return made
 
-    def give_back(self, recording: Recording[Any]) -> None:
-        """For the next user."""
-        self._idle[recording.key] = recording
+    def _record(
+        self, key: Hashable, size: Callable[[], int], function: Function, *given: Tensor
+    ) -> tuple[Recording, int] | None:
+        first = key not in self._asked
+        self._asked.add(key)
+        if first or key in self._refused:
+            return None
+        needed = size()
+        if not self._make_room(needed, given[0].device):
+            return None
+        try:
+            return Recording(function, *given), needed
+        except RuntimeError:  # no memory for it, or something in it waits
+            self._refused.add(key)
+            return None
 
     def _make_room(self, size: int, device: torch.device) -> bool:
-        """Forget what was not used for longest, until so much more may be held, if it may."""
-        while self._idle and size + sum(r.size for r in self._idle.values()) > RECORDED_BYTES:
+        """Forget what was not used for longest, until so much more may be kept, if it may."""
+        while self._idle and size + sum(kept for _, kept in self._idle.values()) > RECORDED_BYTES:
             del self._idle[next(iter(self._idle))]
-        # Memory of recordings is its own; what ordinary work needs has to fit beside it.
+        # A recording's memory is its own; what ordinary work needs has to fit beside it.
         return size <= RECORDED_BYTES and 4 * size <= torch.cuda.mem_get_info(device)[0]
 
     def __deepcopy__(self, memo: Any) -> Recordings:
@@ -123,10 +110,10 @@ class Recordings:
         return Recordings, ()
 
 
-def _addresses(module: nn.Module) -> Hashable:
-    """Where a module's weights lie on a GPU; ``None`` on other devices, and where hooks want to be called."""
-    if next(module.parameters()).device.type != "cuda":
+def _addresses(modules: Sequence[nn.Module]) -> Hashable:
+    """Where weights lie on a GPU; ``None`` on other devices, and where hooks want to be called."""
+    if any(next(module.parameters()).device.type != "cuda" for module in modules):
         return None
-    if any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()):
+    if any(m._forward_hooks or m._forward_pre_hooks for module in modules for m in module.modules()):
         return None
-    return tuple((p.data_ptr(), p.dtype) for p in module.parameters())
+    return tuple((p.data_ptr(), p.dtype) for module in modules for p in module.parameters())

@@ -6,7 +6,7 @@ import operator
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from PIL import Image
@@ -182,31 +182,57 @@ def spans(count: int, batch_size: int) -> Iterator[slice]:
     yield from (slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size))
 
 
+class Drawn(NamedTuple):
+    """A batch at its end: one token tensor per grid, and the latent ``(B, z, h, w)``."""
+
+    tokens: list[Tensor]
+    latent: Tensor
+
+
+def draw_batch(
+    session: Session, draw: Drawer, guidance: GuidanceChain, on_step: StepCallback | None = None
+) -> Drawn:
+    """Run one batch to its end."""
+    return Drawn(generate(session, guidance, draw, on_step), session.feature_map)
+
+
 def draw_batches(
     count: int,
     batch_size: int,
-    begin: Callable[[slice], tuple[Session, Drawer]],
-    guidance: GuidanceChain,
+    draw: Callable[[slice], Drawn],
     decode: Callable[[Tensor], Tensor],
-    on_step: StepCallback | None = None,
-) -> tuple[Tensor, list[Tensor]]:
+    output_type: OutputType,
+) -> tuple[Any, list[Tensor]]:
     """Make ``count`` pictures, at most ``batch_size`` at a time.
 
-    begin: makes the session and the drawer of one batch, which is this slice of the pictures.
+    draw: draws the batch that is this slice of the pictures. Nothing but what it returns should stay alive: a
+    KV cache would only lie beside what decoding needs.
     decode: a finished latent to pictures ``(B, 3, H, W)`` in [-1, 1].
-    Returns all pictures and all tokens (one tensor per grid), both on the CPU.
+    Returns all pictures as ``output_type`` says, and all tokens (one tensor per grid) on the CPU.
     """
     images, tokens = [], []
     with constant_weights():
         for span in spans(count, batch_size):
-            session, draw = begin(span)
-            drawn = generate(session, guidance, draw, on_step)
-            latent = session.feature_map
-            del session  # its cache, which would only lie beside what decoding needs
-            pictures = decode(latent)  # before anything is fetched, which would wait for all until here
-            tokens.append([t.cpu() for t in drawn])
-            images.append(pictures.cpu())
-    return torch.cat(images), [torch.cat(maps) for maps in zip(*tokens, strict=True)]
+            drawn = draw(span)
+            pictures = _encoded(decode(drawn.latent), output_type)
+            # Fetched at the end, since the first fetch waits for all until here.
+            images.append(_fetched(pictures))
+            tokens.append([_fetched(t) for t in drawn.tokens])
+    return _packed(_joined(images), output_type), [_joined(maps) for maps in zip(*tokens, strict=True)]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _fetched(tensor: Tensor) -> Tensor:
+    """On the CPU; from a GPU by way of memory that the system cannot move, which is several times as fast."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host
 
 
 def image_tensor(images: Tensor | Image.Image | Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
@@ -241,12 +267,23 @@ def check_output_type(output_type: str) -> None:
         )
 
 
-def convert_images(images: Tensor, output_type: str) -> Any:
+def convert_images(images: Tensor, output_type: OutputType) -> Any:
     """Pictures ``(B, 3, H, W)`` in [-1, 1] to what was asked for; 8-bit values are rounded, not cut off."""
-    unit = (images.float().cpu() + 1) / 2
+    return _packed(_encoded(images, output_type).cpu(), output_type)
+
+
+def _encoded(images: Tensor, output_type: OutputType) -> Tensor:
+    """The numbers of what was asked for, where the pictures are: 8-bit ones are quicker to fetch."""
+    unit = (images.float() + 1) / 2
     if output_type == "pt":
         return unit
     last = unit.permute(0, 2, 3, 1)
-    if output_type == "np":
-        return last.numpy()
-    return [Image.fromarray(p.numpy()) for p in (last * 255).round().to(torch.uint8)]
+    if output_type == "pil":
+        last = (last * 255).round().to(torch.uint8)
+    return last.contiguous()
+
+
+def _packed(numbers: Tensor, output_type: OutputType) -> Any:
+    if output_type == "pil":
+        return [Image.fromarray(p.numpy()) for p in numbers]
+    return numbers.numpy() if output_type == "np" else numbers

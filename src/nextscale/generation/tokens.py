@@ -7,6 +7,7 @@ different guidance differ by the guidance alone.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.kernels import fused_for
 from nextscale.nn.placement import CPU
 
 Sampler = Literal["paired", "greedy", "multinomial"]
@@ -178,6 +180,10 @@ def draw_ranked(
     vocabulary = logits.shape[-1]
     limit = top_k if 0 < top_k < vocabulary else vocabulary
     values, order = ranked(logits, limit)  # (R, n)
+    fused = fused_for(values)
+    if fused is not None:
+        drawn: Tensor = fused.draw_sorted(values, order, uniform, limit=limit, top_p=top_p, min_p=min_p)
+        return drawn
     kept = (values >= values[:, limit - 1 : limit]).sum(-1, keepdim=True)  # (R, 1), how many
     rank = torch.arange(values.shape[-1], device=values.device)
     weights = (values.double() - values[:, :1]).exp()
@@ -194,9 +200,9 @@ def draw_ranked(
         kept = torch.minimum(kept, likely)
     mass = weights.masked_fill(rank >= kept, 0).cumsum(-1)
     target = uniform.to(mass.device).unsqueeze(-1) * mass[:, -1:]
-    drawn = torch.minimum(torch.searchsorted(mass, target, right=True), kept - 1)
-    drawn = torch.where(drawn < first, drawn, drawn + skipped).clamp_min(0)  # NaN compares with nothing
-    return order.gather(-1, drawn).squeeze(-1)
+    place = torch.minimum(torch.searchsorted(mass, target, right=True), kept - 1)
+    place = torch.where(place < first, place, place + skipped).clamp_min(0)  # NaN compares with nothing
+    return order.gather(-1, place).squeeze(-1)
 
 
 def _accumulated(values: Tensor, largest: Tensor) -> Tensor:
@@ -221,13 +227,12 @@ class ImageNoise:
         self.generators = [torch.Generator().manual_seed(s) for s in seeds]
         total = sum(counts)
         drawn = torch.stack([torch.rand(total, dtype=torch.float64, generator=g) for g in self.generators])
-        if device.type != "mps":  # which has no float64
-            drawn = drawn.to(device)
-        self.steps = drawn.split(list(counts), dim=1)
+        self.drawn = drawn if device.type == "mps" else drawn.to(device)  # (B, all); mps has no float64
+        self.counts = list(counts)
 
     def __getitem__(self, step: int) -> Tensor:
         """float64 ``(B, decisions)`` in [0, 1)."""
-        return self.steps[step]
+        return self.drawn.split(self.counts, dim=1)[step]
 
 
 class Drawer:
@@ -259,6 +264,13 @@ class Drawer:
         self.given = [maps.to(device).flatten(1, 2) for maps in given]
         self.noise = ImageNoise(seeds, counts, device)
         self.generator = torch.Generator(device).manual_seed(seeds[0])
+
+    def reading(self, numbers: Tensor) -> Drawer:
+        """The same draws from a copy of the uniform numbers, ``noise.drawn``, that lies elsewhere."""
+        other = copy.copy(self)
+        other.noise = copy.copy(self.noise)
+        other.noise.drawn = numbers
+        return other
 
     def __call__(self, logits: Tensor, step: int, positions: Tensor | None = None) -> Tensor:
         """Guided logits ``(B, l, C)`` to tokens ``(B, l)``.

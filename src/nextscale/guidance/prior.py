@@ -24,11 +24,12 @@ replace the low block of the upsampled map's spectrum by the coarse map's spectr
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -162,7 +163,7 @@ class SpatialOperator:
         """
         fused = fused_for(logits)
         if fused is not None and self.right is None and logits.dtype == torch.float32:
-            made: Tensor = fused.accumulate(logits, previous, self.left, beta)
+            made: Tensor = fused.accumulate(logits, previous, self._parts, beta)
             return made
         columns = self._columns(previous)
         left = self.left.expand(len(previous), -1, -1)
@@ -173,6 +174,12 @@ class SpatialOperator:
                 one.sub_(linear(self.left, previous_one.T), alpha=beta)
             return guided.reshape(logits.shape)
         return torch.baddbmm(rows, left, columns, beta=1.0 + beta, alpha=-beta).reshape(logits.shape)
+
+    @cached_property
+    def _parts(self) -> Tensor:
+        with torch.inference_mode(False):
+            parts: Tensor = importlib.import_module("nextscale.fused").in_parts(self.left)
+        return parts
 
     def _columns(self, previous: Tensor) -> Tensor:
         if self.right is None:

@@ -19,6 +19,7 @@ from nextscale.kernels import fused_for, of_weight
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
 TRANSPOSED_CHANNELS = 512
+FEW_CHANNELS = 8
 
 # A number of groups, or several of which the first that divides the channels is taken.
 Groups = int | tuple[int, ...]
@@ -42,28 +43,59 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:  # (B, channels, H, W) -> (B, out_channels, H, W)
-        h = self.conv1(normed(self.norm1, x))
-        h = normed(self.norm2, h)  # one after the other, so that what came before can go
-        h = self.conv2(h)
-        return self.joined(h, x)
+        h = normed(self.norm1, x)
+        h, bias = convolved(self.conv1, h)  # one after the other, so that what came before can go
+        h = normed(self.norm2, h, bias)
+        h, bias = convolved(self.conv2, h)
+        return self.joined(h, x, bias)
 
-    def joined(self, h: Tensor, x: Tensor) -> Tensor:
-        """What the convolutions made plus the block's input; h is overwritten where no gradient needs it."""
+    def joined(self, h: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What the convolutions made plus the block's input; h is overwritten where no gradient needs it.
+
+        bias: that is still to be added to h, see :func:`convolved`.
+        """
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
+        fused = fused_for(h)
+        if bias is not None and fused is not None:
+            made: Tensor = fused.add_biased(h, shortcut, bias)
+            return made
         return h + shortcut if h.requires_grad or shortcut.requires_grad else h.add_(shortcut)
 
 
-def normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """The norm, then SiLU."""
+def convolved(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The convolution, and its bias if it is still to be added.
+
+    cuDNN leaves the bias to a pass over the map of its own, so on a GPU what comes next adds it on the way.
+    """
+    if fused_for(x) is None or not x.is_contiguous(memory_format=torch.channels_last):
+        return conv(x), None
+    return F.conv2d(x, conv.weight, None, conv.stride, conv.padding), conv.bias
+
+
+def normed(norm: nn.GroupNorm, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The norm of x plus a bias ``(C,)``, then SiLU."""
     fused, pixels = fused_for(x), x.shape[2] * x.shape[3]
     if (
         fused is not None
         and pixels % fused.PIXELS == 0
         and x.is_contiguous(memory_format=torch.channels_last)
     ):
-        made: Tensor = fused.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        made: Tensor = fused.group_norm_silu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, bias)
         return made
-    return activate(norm(x))
+    return activate(norm(x if bias is None else x + bias[:, None, None]))
+
+
+def few_channels(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 3x3 convolution to a few channels.
+
+    cuDNN has no fast way for three, so on a GPU there are zeros beside them.
+    """
+    if fused_for(x) is None:
+        return conv(x)
+    missing = -conv.out_channels % FEW_CHANNELS
+    weight = F.pad(conv.weight, (0, 0, 0, 0, 0, 0, 0, missing)).contiguous(memory_format=torch.channels_last)
+    made = F.conv2d(x, weight, None, conv.stride, conv.padding)[:, : conv.out_channels]
+    return made if conv.bias is None else made + conv.bias[:, None, None]
 
 
 def activate(x: Tensor) -> Tensor:
@@ -257,7 +289,7 @@ class Decoder(nn.Module):
         x = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
         for level in reversed(self.up):
             x = level(x)
-        return self.conv_out(normed(self.norm_out, x))
+        return few_channels(self.conv_out, normed(self.norm_out, x))
 
 
 def check_images(images: Tensor, *, channels: int, multiple: int) -> None:

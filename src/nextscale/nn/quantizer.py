@@ -8,6 +8,7 @@ because a rounded running sum would change the tokens of every finer scale.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,23 @@ def shrink(x: Tensor, grid: Grid) -> Tensor:
 
 def enlarge(x: Tensor, grid: Grid) -> Tensor:
     """Bicubic enlargement (half-pixel centres, a = -0.75, no anti-aliasing) to a finer grid."""
-    return x if tuple(x.shape[-2:]) == grid else F.interpolate(x, size=grid, mode="bicubic")
+    before: Grid = (x.shape[2], x.shape[3])
+    if before == grid:
+        return x
+    if x.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):
+        # As a product, since PyTorch's kernel walks through all maps of a batch for each of their few cells.
+        return (x.flatten(2) @ _bicubic(before, grid, x.dtype, x.device)).unflatten(2, grid)
+    return F.interpolate(x, size=grid, mode="bicubic")
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+@torch.no_grad()
+def _bicubic(before: Grid, grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The matrix ``(h w, H W)`` of an enlargement."""
+    h, w = before
+    cells = torch.eye(h * w, dtype=torch.float64, device="cpu").view(h * w, 1, h, w)
+    return F.interpolate(cells, size=grid, mode="bicubic").flatten(1).to(dtype).to(device)
 
 
 def nearest_tick(num_ticks: int, num_scales: int) -> list[int]:

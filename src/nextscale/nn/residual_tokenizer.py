@@ -174,18 +174,14 @@ class ResidualTokenizer(nn.Module):
         return decoded[0] if len(decoded) == 1 else torch.cat(decoded)
 
     def _decode_part(self, f_hat: Tensor, pixels: int) -> Tensor:
-        # The decoder is fullest where maps have the picture's size: with a block's input, and what it makes.
-        size = 4 * len(f_hat) * pixels * self.config.ch * self.dtype.itemsize
-        recording = self.recordings.take(self, tuple(f_hat.shape), size, lambda: None)
-        if recording is None:
-            return self._decoded(f_hat)
-        pictures = recording(self._decoded, f_hat).clone()
-        self.recordings.give_back(recording)
-        return pictures
+        def size() -> int:  # of a level's input and what its blocks make, where maps have the picture's size
+            return 4 * len(f_hat) * pixels * self.config.ch * self.dtype.itemsize
 
-    def _decoded(self, f_hat: Tensor) -> Tensor:
+        return self.recordings.run([self], tuple(f_hat.shape), size, self._decoded, f_hat)[0]
+
+    def _decoded(self, f_hat: Tensor) -> tuple[Tensor]:
         pictures: Tensor = self.decoder(self.post_quant_conv(f_hat.to(self.dtype)))
-        return pictures.float().clamp(-1, 1)
+        return (pictures.float().clamp(-1, 1),)
 
     def partial_sums(
         self,

@@ -22,12 +22,14 @@ from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_p
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.request import (
+    Drawn,
     GenerationOutput,
     OutputType,
     call_settings,
     check_output_type,
     check_pair,
     convert_images,
+    draw_batch,
     draw_batches,
     given_maps,
     image_tensor,
@@ -263,7 +265,7 @@ class HARTPipeline:
         given = self._given(given_tokens, len(features))
         last = cfg.scales(grids)[-1]
 
-        def begin(span: slice) -> tuple[HARTSession, Drawer]:
+        def draw_span(span: slice) -> Drawn:
             lengths, maps = self.schedule.lengths, [tokens[span] for tokens in given]
             draw = Drawer(sampler, filters, seeds[span], lengths, self.device, given=maps)
             session = HARTSession(
@@ -278,9 +280,9 @@ class HARTPipeline:
                 mask_iterations=mask_iterations,
                 given=len(given),
             )
-            return session, draw
+            return draw_batch(session, draw, guidance, on_step)
 
-        images, tokens = draw_batches(len(features), batch_size, begin, guidance, self._decode, on_step)
+        images, tokens = draw_batches(len(features), batch_size, draw_span, self._decode, output_type)
         settings = call_settings(
             family=FAMILY,
             model=self.name,
@@ -297,7 +299,7 @@ class HARTPipeline:
             sampler=sampler,
             dtype=self.dtype,
         )
-        return GenerationOutput(convert_images(images, output_type), tokens, seeds, settings)
+        return GenerationOutput(images, tokens, seeds, settings)
 
     def encode_prompts(self, prompts: Prompts) -> TextFeatures:
         """Features of prompts, to be passed instead of them; after that, ``text_encoder.release()`` frees the

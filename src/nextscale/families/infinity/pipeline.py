@@ -31,11 +31,13 @@ from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_n
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.request import (
+    Drawn,
     GenerationOutput,
     OutputType,
     call_settings,
     check_output_type,
     convert_images,
+    draw_batch,
     draw_batches,
     image_tensor,
     resolve_cfg,
@@ -302,7 +304,7 @@ class InfinityPipeline:
         scales = [s if cfg.convention == "interpolate" else 1 + s for s in cfg.scales(grids)]
         counts = [n * self.transformer.config.bits for n in grids.lengths]
 
-        def begin(span: slice) -> tuple[InfinitySession, Drawer]:
+        def draw_span(span: slice) -> Drawn:
             draw = Drawer(
                 sampler,
                 filters,
@@ -322,11 +324,9 @@ class InfinityPipeline:
                 layers=layers,
                 stop_after=steps,
             )
-            return session, draw
+            return draw_batch(session, draw, guidance, on_step)
 
-        images, tokens = draw_batches(
-            len(features), batch_size, begin, guidance, self._decoder(tile), on_step
-        )
+        images, tokens = draw_batches(len(features), batch_size, draw_span, self._decoder(tile), output_type)
         settings = call_settings(
             family=FAMILY,
             model=self.name,
@@ -344,7 +344,7 @@ class InfinityPipeline:
             sampler=sampler,
             dtype=self.dtype,
         )
-        return GenerationOutput(convert_images(images, output_type), tokens, seeds, settings)
+        return GenerationOutput(images, tokens, seeds, settings)
 
     def encode_prompts(self, prompts: Prompts) -> TextFeatures:
         """Features of prompts, to be passed instead of them; after that, ``text_encoder.release()`` frees the

@@ -21,12 +21,15 @@ from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
+from nextscale.generation.recording import Recordings
 from nextscale.generation.request import (
+    Drawn,
     GenerationOutput,
     OutputType,
     check_output_type,
     check_pair,
     convert_images,
+    draw_batch,
     draw_batches,
     image_tensor,
     resolve_cfg,
@@ -75,6 +78,7 @@ class VARPipeline:
         self.transformer, self.tokenizer, self.name = transformer, tokenizer, name
         self.class_names = tuple(class_names)
         self.defaults: dict[str, Any] = {**OFFICIAL_DEFAULTS, **(defaults or {})}
+        self.recordings = Recordings()
         self.defaults["top_k"] = min(self.defaults["top_k"], transformer.config.vocab_size)
 
     # ------------------------------------------------------------------ loading and saving
@@ -213,14 +217,17 @@ class VARPipeline:
         filters = self._filters(top_k, top_p, min_p, temperature)
         guidance = GuidanceChain([cfg, spatial])
 
-        def begin(span: slice) -> tuple[VARSession, Drawer]:
+        def draw_span(span: slice) -> Drawn:
             draw = Drawer(sampler, filters, seeds[span], self.schedule.lengths, self.device)
             wanted = torch.tensor(numbers[span], device=self.device)
+            if on_step is None and not more_smooth and sampler != "multinomial":
+                return self._recorded(wanted, draw, guidance)
             smooth = SoftCodes.of(draw) if more_smooth else None
-            return VARSession(self.transformer, self.tokenizer, wanted, guidance.branches, smooth), draw
+            session = VARSession(self.transformer, self.tokenizer, wanted, guidance.branches, smooth)
+            return draw_batch(session, draw, guidance, on_step)
 
         images, tokens = draw_batches(
-            len(numbers), batch_size, begin, guidance, self.tokenizer.decode_latent, on_step
+            len(numbers), batch_size, draw_span, self.tokenizer.decode_latent, output_type
         )
         settings = {
             "nextscale": __version__,
@@ -238,7 +245,24 @@ class VARPipeline:
             "sampler": sampler,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        return GenerationOutput(convert_images(images, output_type), tokens, seeds, settings)
+        return GenerationOutput(images, tokens, seeds, settings)
+
+    def _recorded(self, labels: Tensor, draw: Drawer, guidance: GuidanceChain) -> Drawn:
+        """One batch, all of whose draws come from the drawer's numbers; on a GPU it may be a recording."""
+
+        def run(labels: Tensor, numbers: Tensor) -> list[Tensor]:
+            session = VARSession(self.transformer, self.tokenizer, labels, guidance.branches)
+            drawn = draw_batch(session, draw.reading(numbers), guidance)
+            return [*drawn.tokens, drawn.latent]
+
+        def size() -> int:
+            estimate = self.memory_estimate(len(labels), guided=len(guidance.branches) > 1, ssg=True)
+            return estimate.cache + estimate.activations
+
+        kind = (len(labels), guidance.methods, draw.filters, draw.sampler)
+        models = [self.transformer, self.tokenizer.quantize]
+        *tokens, latent = self.recordings.run(models, kind, size, run, labels, draw.noise.drawn)
+        return Drawn(tokens, latent)
 
     def _filters(
         self,

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
-from nextscale.generation.recording import Recordings
-from nextscale.kernels import attention, fused_for, modulated_norm
+from nextscale.kernels import attention, fused_for, gated_norm, modulated_norm
 from nextscale.nn.attention import MAX_LOG_SCALE, block_causal_mask, normalise_qk
 from nextscale.nn.cache import KVCache
 from nextscale.nn.linear import Linear
@@ -137,8 +136,9 @@ class Block(nn.Module):
         """x ``(B, L, C)``; modulation from :meth:`modulation`."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)  # each (B, 1, C)
         h = self.attn(modulated_norm(x, scale1, shift1, eps=self.eps), mask, cache)
-        x = torch.addcmul(x, drop_branches(h, self.drop_path, self.training), gate1)
-        h = self.ffn(modulated_norm(x, scale2, shift2, eps=self.eps))
+        h = drop_branches(h, self.drop_path, self.training)
+        x, h = gated_norm(x, h, gate1, scale2, shift2, eps=self.eps)
+        h = self.ffn(h)
         return torch.addcmul(x, drop_branches(h, self.drop_path, self.training), gate2)
 
 
@@ -161,7 +161,6 @@ class VARTransformer(nn.Module):
         self.head_nm = HeadNorm(dim, config.norm_eps)
         self.head = Linear(dim, config.vocab_size)
         self._masks: dict[tuple[int, torch.device], Tensor] = {}
-        self.recordings = Recordings()
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -237,12 +236,8 @@ class VARTransformer(nn.Module):
 
     def classify(self, x: Tensor, condition: Tensor) -> Tensor:
         """Last block's output ``(B, l, C)`` -> logits ``(B, l, V)`` float32."""
-        return self.logits(x, condition).float()
-
-    def logits(self, x: Tensor, condition: Tensor) -> Tensor:
-        """The same in the dtype of the weights."""
         logits: Tensor = self.head(self.head_nm(x, condition))
-        return logits
+        return logits.float()
 
     def _steps_of(self, inputs: Tensor) -> int:
         offsets = self.schedule.offsets
