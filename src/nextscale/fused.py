@@ -441,6 +441,7 @@ def draw_sorted(
     values: float32 ``(R, V)``, descending. order: int64 ``(R, V)``. uniform: float64 ``(R,)``. limit: how
     many are kept by top-k. Returns int64 ``(R,)``.
     """
+    values, order, uniform = values.contiguous(), order.contiguous(), uniform.contiguous()
     rows, size = values.shape
     tokens = torch.empty(rows, dtype=torch.int64, device=values.device)
     with torch.cuda.device_of(values):
