@@ -2,15 +2,17 @@
 
     python benchmarks/growth.py --official path/to/VAR --output docs/results/performance/growth.json
     python benchmarks/growth.py --show docs/results/performance/growth.json --plot docs/figures/growth.png
+    python benchmarks/growth.py --official path/to/VAR --device cuda --dtype bfloat16 --output growth-gpu.json
 
 The second prints the table and draws the picture. The peak is what the process held at most while it drew
-(VmHWM, reset before), so measuring runs on Linux. Random weights of the published shapes; see
-nextscale.benchmark.arms.
+(VmHWM, reset before), so measuring runs on Linux; on a GPU it is what PyTorch had allocated there, and one
+process measures all. Random weights of the published shapes; see nextscale.benchmark.arms.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -29,31 +31,39 @@ from nextscale.benchmark.timing import Seconds
 from nextscale.evaluation.files import write_json
 from nextscale.evaluation.provenance import versions
 from nextscale.families.var.pipeline import VARPipeline
-from nextscale.nn.placement import place
+from nextscale.nn.placement import Placement, place
 
 MIB = 1 << 20
 # Depth, pixels per side, pictures at once: one of them grows at a time.
 POINTS = {
-    "depth": [(4, 256, 1), (8, 256, 1), (16, 256, 1), (24, 256, 1)],
-    "batch": [(16, 256, 1), (16, 256, 2), (16, 256, 4), (16, 256, 8)],
-    "size": [(8, 256, 1), (8, 512, 1), (8, 1024, 1)],
+    "cpu": {
+        "depth": [(4, 256, 1), (8, 256, 1), (16, 256, 1), (24, 256, 1)],
+        "batch": [(16, 256, 1), (16, 256, 2), (16, 256, 4), (16, 256, 8)],
+        "size": [(8, 256, 1), (8, 512, 1), (8, 1024, 1)],
+    },
+    "cuda": {
+        "depth": [(8, 256, 1), (16, 256, 1), (24, 256, 1), (30, 256, 1)],
+        "batch": [(16, 256, 1), (16, 256, 4), (16, 256, 16), (16, 256, 64)],
+        "size": [(16, 256, 1), (16, 512, 1), (16, 1024, 1)],
+    },
 }
+WARM, TIMED = 3, 5  # runs on a GPU, of which the second is recorded
 AXES = {"depth": 0, "size": 1, "batch": 2}
 
 Row = dict[str, Any]
 Point = tuple[int, int, int]
 
 
-def points() -> Iterator[Point]:
-    yield from dict.fromkeys(point for group in POINTS.values() for point in group)
+def points(device: str) -> Iterator[Point]:
+    yield from dict.fromkeys(point for group in POINTS[device].values() for point in group)
 
 
 # ------------------------------------------------------------------ measuring
 
 
-def measure(who: str, depth: int, size: int, batch: int, dtype: str, checkout: Path | None) -> Row:
-    """Seconds of the second of two runs, and the peak of both."""
-    pipe = random_pipeline(depth, size, place("cpu", dtype))
+def measure(who: str, depth: int, size: int, batch: int, placement: Placement, checkout: Path | None) -> Row:
+    """Seconds of the second of two runs, or on a GPU the median of some; and the peak of all."""
+    pipe = random_pipeline(depth, size, placement)
     found: Row = {"tokens": pipe.schedule.num_tokens}
     run: Callable[[], Seconds]
     if who == "official":
@@ -69,6 +79,19 @@ def measure(who: str, depth: int, size: int, batch: int, dtype: str, checkout: P
         found |= {"estimate_mib": estimate.total / MIB, **operations(pipe, batch)}
         run = generation(pipe, batch, None, guidance_scale=CFG, top_k=TOP_K, top_p=TOP_P)
 
+    if placement.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / MIB
+        runs = [run() for _ in range(WARM + TIMED)][WARM:]
+        seconds = sorted(runs, key=lambda r: r["total"])[TIMED // 2]
+        return {
+            **found,
+            "seconds": seconds,
+            "peak_mib": torch.cuda.max_memory_allocated() / MIB,
+            "before_mib": before,
+        }
     before = _memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     run()
@@ -100,14 +123,14 @@ def _memory(name: str) -> float:
 # ------------------------------------------------------------------ showing
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def table(rows: Sequence[Row], device: str) -> list[str]:
     """In Markdown, one line a point: ours, the official code, and what our time goes to."""
     lines = [
         "| VAR | at once | tokens | seconds, ours | official | ratio | of ours, the decoder | "
         "operations: decoder, attention | held, ours | official | estimate |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for point in points():
+    for point in points(device):
         ours, theirs = (_row(rows, who, point) for who in ("ours", "official"))
         if ours is None:
             continue
@@ -118,8 +141,8 @@ def table(rows: Sequence[Row]) -> list[str]:
             f"d{depth}, {size} px",
             str(batch),
             str(ours["tokens"]),
-            f"{seconds['total']:.2f}",
-            f"{theirs['seconds']['total']:.2f}" if theirs else "",
+            _shown(seconds["total"]),
+            _shown(theirs["seconds"]["total"]) if theirs else "",
             f"{theirs['seconds']['total'] / seconds['total']:.2f}" if theirs else "",
             f"{seconds['decoder'] / seconds['total']:.0%}",
             f"{ours['decoder_flops'] / total:.0%}, {ours['attention_flops'] / total:.0%}",
@@ -129,6 +152,10 @@ def table(rows: Sequence[Row]) -> list[str]:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _shown(seconds: float) -> str:
+    return f"{seconds:.2f}" if seconds >= 1 else f"{seconds:.4f}"
 
 
 def _row(rows: Sequence[Row], who: str, point: Point) -> Row | None:
@@ -141,7 +168,7 @@ def _held(row: Row) -> float:
     return float(row["peak_mib"] - row["before_mib"])
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
+def plot(rows: Sequence[Row], device: str, path: Path) -> None:
     """Seconds above, memory below; a column for each of depth, batch and size."""
     import matplotlib
 
@@ -149,8 +176,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator
 
-    figure, axes = plt.subplots(2, len(POINTS), figsize=(11, 6), layout="constrained")
-    for column, (axis, group) in enumerate(POINTS.items()):
+    groups = POINTS[device]
+    figure, axes = plt.subplots(2, len(groups), figsize=(11, 6), layout="constrained")
+    for column, (axis, group) in enumerate(groups.items()):
         place_of = AXES[axis]
         fixed = [f"d{group[0][0]}", f"{group[0][1]} px", f"{group[0][2]} at once"]
         del fixed[place_of]
@@ -181,6 +209,7 @@ def main() -> None:
     parser.add_argument("--official", type=Path, help="a checkout of FoundationVision/VAR")
     parser.add_argument("--output", type=Path, default=Path("growth.json"))
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu", choices=list(POINTS))
     parser.add_argument("--show", type=Path, metavar="FILE", help="print the table of a measurement")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="and draw it")
     who = "a single point: ours or official, and its sizes"
@@ -189,13 +218,14 @@ def main() -> None:
     if args.one:
         who, *numbers = args.one
         depth, size, batch = map(int, numbers)
-        print(json.dumps(measure(who, depth, size, batch, args.dtype, args.official)))
+        print(json.dumps(measure(who, depth, size, batch, place("cpu", args.dtype), args.official)))
         return
     if args.show:
-        rows = json.loads(args.show.read_text())["rows"]
-        print("\n".join(table(rows)))
+        stored = json.loads(args.show.read_text())
+        rows, device = stored["rows"], stored["conditions"].get("kind", "cpu")
+        print("\n".join(table(rows, device)))
         if args.plot:
-            plot(rows, args.plot)
+            plot(rows, device, args.plot)
         return
     rows = []
     conditions = {
@@ -204,18 +234,32 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "load_before": os.getloadavg()[0],
+        "kind": args.device,
     }
+    if args.device == "cuda":
+        conditions["device"] = torch.cuda.get_device_name()
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    for depth, size, batch in points():
+    for depth, size, batch in points(args.device):
         for who in ("ours", "official") if args.official else ("ours",):
-            command = [sys.executable, __file__, "--dtype", args.dtype, "--one", who]
-            command += [str(depth), str(size), str(batch)]
-            command += ["--official", str(args.official)] if args.official else []
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
             row = {"who": who, "depth": depth, "size": size, "batch": batch}
-            rows.append({**row, **json.loads(done.stdout.splitlines()[-1])})
+            if args.device == "cuda":
+                placement = place("cuda", args.dtype)
+                row |= measure(who, depth, size, batch, placement, args.official)
+            else:
+                row |= apart(row, args.dtype, args.official)
+            rows.append(row)
             print(rows[-1], flush=True)
             write_json(args.output, {"conditions": conditions, "rows": rows})  # a point at a time
+
+
+def apart(row: Row, dtype: str, checkout: Path | None) -> Row:
+    """:func:`measure` on the CPU, in a process of its own."""
+    command = [sys.executable, __file__, "--dtype", dtype, "--one"]
+    command += [str(row[name]) for name in ("who", "depth", "size", "batch")]
+    command += ["--official", str(checkout)] if checkout else []
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: Row = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 if __name__ == "__main__":

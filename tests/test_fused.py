@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -72,6 +73,7 @@ def test_gated_norm(fused: ModuleType, dtype: torch.dtype):
     total, found = fused.gated_norm(x, branch, gate, scale, shift, 1e-6)
     wanted = x.double() + branch.double() * gate.double()
     near(total, wanted, ALLOWED[dtype])
+    assert torch.equal(fused.gated(x, branch, gate), total)
     normed = F.layer_norm(total.double(), (48,), eps=1e-6)
     near(found, normed * (1 + scale.double()) + shift.double(), ALLOWED[dtype])
 
@@ -134,13 +136,14 @@ def test_add_biased(fused: ModuleType, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize(("fine", "coarse", "channels"), [(9, 4, 10), (49, 36, 70), (100, 64, 130)])
-def test_accumulate(fused: ModuleType, fine: int, coarse: int, channels: int):
+def test_accumulate(
+    fused: ModuleType, fine: int, coarse: int, channels: int, monkeypatch: pytest.MonkeyPatch
+):
     logits, previous, operator = normal(2, fine, channels), normal(2, coarse, channels), normal(fine, coarse)
-    parts = fused.in_parts(operator)
-    assert torch.equal(parts.float().sum(0)[:, :coarse], operator)
-    if DEVICE.type == "cpu":
-        parts = parts.float()  # the interpreter cannot multiply bfloat16
-    found = fused.accumulate(logits, previous, parts, 0.6)
+    assert torch.equal(fused.in_parts(previous).float().sum(0), previous)
+    if DEVICE.type == "cpu":  # the interpreter cannot multiply bfloat16
+        monkeypatch.setattr(fused, "in_parts", partial(fused.in_parts, dtype=torch.float32))
+    found = fused.accumulate(logits, fused.in_parts(previous), fused.operator_in_parts(operator), 0.6)
     near(found, 1.6 * logits.double() - 0.6 * operator.double() @ previous.double(), 3e-7)
 
 
@@ -191,9 +194,8 @@ def everywhere(fused: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType
     assert len(named) >= 4
     for module in named:
         monkeypatch.setattr(module, "fused_for", fused_for)
-    parts = fused.in_parts
     if DEVICE.type == "cpu":
-        monkeypatch.setattr(fused, "in_parts", lambda operator: parts(operator).float())
+        monkeypatch.setattr(fused, "in_parts", partial(fused.in_parts, dtype=torch.float32))
         monkeypatch.setattr(
             torch,
             "_addmm_activation",  # means the other GELU on a CPU
@@ -211,6 +213,7 @@ def test_a_model_draws_the_same_with_them(
     calls: list[str] = []
     for name in (
         "modulated_norm",
+        "gated",
         "gated_norm",
         "split_heads",
         "group_norm_silu",
@@ -223,6 +226,7 @@ def test_a_model_draws_the_same_with_them(
     found = pipe([0, 3], **options)
     assert set(calls) == {
         "modulated_norm",
+        "gated",
         "gated_norm",
         "split_heads",
         "group_norm_silu",

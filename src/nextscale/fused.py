@@ -63,7 +63,7 @@ def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: t
 
 
 @triton.jit(do_not_specialize=["length"])
-def _gated_norm(
+def _gated(
     x,
     branch,
     gate,
@@ -76,6 +76,7 @@ def _gated_norm(
     eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    NORMED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     modulation = row // length * stride
@@ -87,12 +88,13 @@ def _gated_norm(
     values += tl.load(branch + place, mask=inside, other=0.0).to(tl.float32) * factor
     stored = values.to(total.dtype.element_ty)
     tl.store(total + place, stored, mask=inside)
-    values = stored.to(tl.float32)  # the norm is that of what is stored
-    centred = tl.where(inside, values - tl.sum(values, 0) / WIDTH, 0.0)
-    normed = centred / tl.sqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
-    factor = tl.load(scale + modulation + column, mask=inside, other=0.0).to(tl.float32)
-    offset = tl.load(shift + modulation + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + place, (offset + normed * (1.0 + factor)).to(out.dtype.element_ty), mask=inside)
+    if NORMED:
+        values = stored.to(tl.float32)  # the norm is that of what is stored
+        centred = tl.where(inside, values - tl.sum(values, 0) / WIDTH, 0.0)
+        normed = centred / tl.sqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
+        factor = tl.load(scale + modulation + column, mask=inside, other=0.0).to(tl.float32)
+        offset = tl.load(shift + modulation + column, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + place, (offset + normed * (1.0 + factor)).to(out.dtype.element_ty), mask=inside)
 
 
 def gated_norm(
@@ -102,11 +104,31 @@ def gated_norm(
 
     x and branch ``(B, l, C)``; gate, scale and shift ``(B, 1, C)``, parts of one tensor.
     """
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return _run_gated(x, branch, gate, scale, shift, out, eps, normed=True), out
+
+
+def gated(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    """``x + branch * gate``; x and branch ``(B, l, C)``, gate ``(B, 1, C)``."""
+    return _run_gated(x, branch, gate, gate, gate, x, 0.0, normed=False)
+
+
+def _run_gated(
+    x: Tensor,
+    branch: Tensor,
+    gate: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    out: Tensor,
+    eps: float,
+    *,
+    normed: bool,
+) -> Tensor:
     x, branch = x.contiguous(), branch.contiguous()
     batch, length, width = x.shape
-    total, out = torch.empty_like(x), torch.empty_like(x)
+    total = torch.empty_like(x)
     with torch.cuda.device_of(x):
-        _gated_norm[(batch * length,)](
+        _gated[(batch * length,)](
             x,
             branch,
             gate,
@@ -119,9 +141,10 @@ def gated_norm(
             eps,
             WIDTH=width,
             BLOCK=triton.next_power_of_2(width),
+            NORMED=normed,
             num_warps=4 if width <= 2048 else 8,
         )
-    return total, out
+    return total
 
 
 @triton.jit(do_not_specialize=["length", "rows"])
@@ -333,9 +356,9 @@ def group_norm_silu(
             WIDTH=width,
             BLOCK=CHANNELS,
             PIXELS=portion,
-            ROWS=min(portion, 32),
+            ROWS=min(portion, 128),
             BIASED=biased,
-            num_warps=4,
+            num_warps=8,
         )
         _group_scale[(groups, batch)](
             means,
@@ -482,7 +505,7 @@ def _accumulate(
     column = tl.program_id(1) * N + tl.arange(0, N)
     sample = tl.program_id(2).to(tl.int64)
     own = (row < fine)[:, None]
-    kind = operator.dtype.element_ty  # bfloat16, but for interpreters, which cannot multiply it
+    part = tl.num_programs(2).to(tl.int64) * coarse * channels  # numbers in a part of the previous logits
     total = tl.zeros((M, N), tl.float32)
     for first in range(0, padded, K):
         inner = first + tl.arange(0, K)
@@ -490,16 +513,12 @@ def _accumulate(
         a1 = tl.load(operator + place, mask=own, other=0.0)
         a2 = tl.load(operator + fine * padded + place, mask=own, other=0.0)
         a3 = tl.load(operator + 2 * fine * padded + place, mask=own, other=0.0)
-        values = tl.load(
-            previous + (sample * coarse + inner)[:, None] * channels + column[None],
-            mask=(inner < coarse)[:, None] & (column < channels)[None],
-            other=0.0,
-        )
-        b1 = values.to(tl.bfloat16).to(tl.float32)
-        values -= b1
-        b2 = values.to(tl.bfloat16).to(tl.float32)
-        b3 = (values - b2).to(tl.bfloat16).to(kind)
-        b1, b2 = b1.to(kind), b2.to(kind)
+        place = (sample * coarse + inner)[:, None] * channels + column[None]
+        inside = (inner < coarse)[:, None] & (column < channels)[None]
+        b1 = tl.load(previous + place, mask=inside, other=0.0)
+        b2 = tl.load(previous + part + place, mask=inside, other=0.0)
+        b3 = tl.load(previous + 2 * part + place, mask=inside, other=0.0)
+        # The smallest first; the three smaller than these are beyond float32.
         total = tl.dot(a1, b3, total)
         total = tl.dot(a3, b1, total)
         total = tl.dot(a2, b2, total)
@@ -512,30 +531,46 @@ def _accumulate(
     tl.store(out + place, keep * values - take * total, mask=within)
 
 
-def in_parts(operator: Tensor) -> Tensor:
-    """A float32 matrix ``(m, n)`` as the sum of three in bfloat16, which hold all of its 24 binary digits.
+@triton.jit
+def _in_parts(x, parts, count, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    rest = tl.load(x + place, mask=inside, other=0.0)
+    for number in tl.static_range(3):
+        part = rest.to(tl.bfloat16).to(tl.float32)
+        tl.store(parts + number * count.to(tl.int64) + place, part.to(parts.dtype.element_ty), mask=inside)
+        rest -= part
 
-    Returns ``(3, m, n')``, n' the next multiple of ``INNER``.
+
+def in_parts(x: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A float32 tensor as the sum of three in bfloat16, which together hold all of its 24 binary digits.
+
+    Returns ``(3, ...)``. dtype: that the three are stored in; the interpreter cannot multiply bfloat16.
     """
-    rest = torch.nn.functional.pad(operator, (0, -operator.shape[1] % INNER))
-    parts = []
-    for _ in range(3):
-        parts.append(rest.bfloat16())
-        rest = rest - parts[-1].float()
-    return torch.stack(parts)
+    x = x.contiguous()
+    parts = torch.empty(3, *x.shape, dtype=dtype, device=x.device)
+    with torch.cuda.device_of(x):
+        _in_parts[(triton.cdiv(x.numel(), 2048),)](x, parts, x.numel(), BLOCK=2048, num_warps=8)
+    return parts
+
+
+def operator_in_parts(operator: Tensor) -> Tensor:
+    """A matrix ``(m, n)`` as :func:`accumulate` takes it, with zeros up to the next multiple of ``INNER``."""
+    return in_parts(torch.nn.functional.pad(operator, (0, -operator.shape[1] % INNER)))
 
 
 def accumulate(logits: Tensor, previous: Tensor, operator: Tensor, beta: float) -> Tensor:
     """``(1 + beta) logits - beta operator @ previous``.
 
-    logits ``(B, m, C)`` and previous ``(B, n, C)`` float32; operator from :func:`in_parts`. The product is
-    made of those of the parts but for the smallest three, and is as exact as one in float32.
+    logits: float32 ``(B, m, C)``. previous: ``(B, n, C)`` in parts, ``(3, B, n, C)``. operator: ``(m, n)``
+    from :func:`operator_in_parts`. The product is as exact as one in float32, and made on the units for half
+    precision.
     """
-    logits, previous = logits.contiguous(), previous.contiguous()
+    logits = logits.contiguous()
     batch, fine, channels = logits.shape
     out = torch.empty_like(logits)
-    m = 64 if fine > 32 else 16
-    grid = (triton.cdiv(fine, m), triton.cdiv(channels, 128), batch)
+    m = 128 if fine > 64 else 64 if fine > 32 else 16
+    grid = (triton.cdiv(fine, m), triton.cdiv(channels, 64), batch)
     with torch.cuda.device_of(logits):
         _accumulate[grid](
             logits,
@@ -543,13 +578,13 @@ def accumulate(logits: Tensor, previous: Tensor, operator: Tensor, beta: float) 
             operator,
             out,
             fine,
-            previous.shape[1],
+            previous.shape[2],
             operator.shape[2],
             channels,
             1.0 + beta,
             beta,
             M=m,
-            N=128,
+            N=64,
             K=INNER,
             num_warps=4,
         )

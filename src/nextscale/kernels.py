@@ -147,6 +147,15 @@ def gated_norm(
     return x, modulated_norm(x, scale, shift, eps=eps)
 
 
+def gated(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    """``x + branch * gate``; x and branch ``(B, l, C)``, gate ``(B, 1, C)``."""
+    fused = fused_for(x)
+    if fused is not None and x.numel() and branch.dtype == x.dtype and gate.stride(-1) == 1:
+        made: Tensor = fused.gated(x, branch, gate)
+        return made
+    return torch.addcmul(x, branch, gate)
+
+
 def _laid_out(weight: Tensor) -> Tensor:
     """The weight in oneDNN's layout, which it would otherwise be brought into by every product.
 

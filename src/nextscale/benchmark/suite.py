@@ -31,6 +31,7 @@ from nextscale.benchmark.timing import Seconds, Spread, ratio, side_by_side, spr
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.nn.placement import Placement
 
+MIB = 1 << 20
 STRENGTH = 0.6
 CFG, TOP_K, TOP_P = 1.5, 900, 0.96  # what VAR's own demonstration uses
 PLAIN, GUIDED, OFFICIAL, EXACT = "no SSG", "SSG", "official code", "official, float32"
@@ -59,6 +60,7 @@ class Report:
     start: dict[str, list[float]]
     conditions: dict[str, Any]
     agreement: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: medians and quartiles, every single time, counts, and the conditions."""
@@ -73,6 +75,7 @@ class Report:
             "operations_per_second": self.limits,
             "start_seconds": {name: Spread.of(values).to_dict() for name, values in self.start.items()},
             "agreement": self.agreement,
+            "memory": self.memory,
             "counts": self.counts.to_dict(),
             "seconds": {"generation": self.runs, "guidance": self.spatial, "start": self.start},
         }
@@ -126,6 +129,12 @@ class Report:
         if "decoded_psnr" in self.agreement:
             psnr = self.agreement["decoded_psnr"]
             out.append(f"  the same tokens decoded in {c['dtype']} and in float32: {psnr:.1f} dB PSNR")
+        if self.memory:
+            out += ["", "MiB at the peak beyond weights"]
+            for name, count in self.memory["peak_bytes"].items():
+                estimate = self.memory["estimated_bytes"].get(name)
+                told = f", estimated {estimate / MIB:.0f}" if estimate else ""
+                out.append(f"  {name:<16} {count / MIB:.0f}{told}")
         out += ["", "operations, and the share of what this machine does in one large product or convolution"]
         for name, flops, limit in (
             ("transformer", self.counts.transformer_flops, self.limits["matrix_product"]),
@@ -152,9 +161,17 @@ def _shown(value: Spread) -> str:
 
 
 def total_runs(workload: Workload, placement: Placement, *, with_official: bool) -> int:
-    """How many generations :func:`run` makes."""
-    half = placement.dtype != torch.float32
-    return (workload.repeats + 1) * (2 + with_official * (1 + half))
+    """How many generations :func:`run` times or warms up with."""
+    return (workload.repeats + _warm(placement)) * (2 + with_official * (1 + _exact(placement)))
+
+
+def _exact(placement: Placement) -> bool:
+    """Whether the official code is timed in float32 too, beside half precision; on a CPU, where some do."""
+    return placement.dtype != torch.float32 and placement.device.type == "cpu"
+
+
+def _warm(placement: Placement) -> int:
+    return 1 if placement.device.type == "cpu" else 3  # the second run on a GPU is recorded
 
 
 def run(
@@ -171,6 +188,7 @@ def run(
     command line and of a first picture too, in processes of their own. advance: hears of every generation.
     """
     conditions = _conditions(placement, workload)
+    memory = _Memory(placement.device)
     pipe = random_pipeline(workload.depth, workload.size, placement)
     settings: dict[str, Any] = {"guidance_scale": CFG, "top_k": TOP_K, "top_p": TOP_P}
     ssg = ScaledSpatialGuidance(beta=STRENGTH)
@@ -178,12 +196,16 @@ def run(
         PLAIN: generation(pipe, workload.batch, None, **settings),
         GUIDED: generation(pipe, workload.batch, ssg, **settings),
     }
+    estimate = pipe.memory_estimate(workload.batch, top_k=TOP_K)
+    memory.estimates[PLAIN] = estimate.total - estimate.weights
+    memory.watch(PLAIN, arms[PLAIN], _warm(placement))
     agreement: dict[str, float] = {}
     if checkout is not None:
         drawn = {"cfg": CFG, "top_k": TOP_K, "top_p": TOP_P}
         theirs = official(checkout, pipe, workload.batch, **drawn)  # type: ignore[arg-type]
         arms[OFFICIAL] = lambda: theirs()[0]
-        if placement.dtype != torch.float32:
+        memory.watch(OFFICIAL, arms[OFFICIAL], 1)
+        if _exact(placement):
             exact = official(checkout, pipe, workload.batch, half=False, **drawn)  # type: ignore[arg-type]
             arms[EXACT] = lambda: exact()[0]
         labels = [i % pipe.transformer.config.num_classes for i in range(workload.batch)]
@@ -198,7 +220,7 @@ def run(
     return Report(
         workload,
         placement,
-        runs=side_by_side(arms, workload.repeats, advance),
+        runs=side_by_side(arms, workload.repeats, advance, warm=_warm(placement)),
         spatial=side_by_side(
             spatial_arms(grids, workload.batch, config.vocab_size, pipe.device), workload.repeats
         ),
@@ -207,7 +229,29 @@ def run(
         start=_start(workload.repeats) if start else {},
         conditions=conditions,
         agreement=agreement,
+        memory=memory.to_dict(),
     )
+
+
+class _Memory:
+    """What runs take on a GPU beyond what was allocated before; nothing on other devices."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.peaks: dict[str, int] = {}
+        self.estimates: dict[str, int] = {}
+
+    def watch(self, name: str, run: Callable[[], object], times: int) -> None:
+        if not self.on_gpu:
+            return
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(times):
+            run()
+        self.peaks[name] = torch.cuda.max_memory_allocated() - before
+
+    def to_dict(self) -> dict[str, dict[str, int]]:
+        return {"peak_bytes": self.peaks, "estimated_bytes": self.estimates} if self.on_gpu else {}
 
 
 def _start(repeats: int) -> dict[str, list[float]]:

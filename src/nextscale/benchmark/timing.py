@@ -30,14 +30,18 @@ class Spread:
 
 
 def side_by_side(
-    arms: Mapping[str, Callable[[], Seconds]], repeats: int, advance: Callable[[int], None] = lambda _: None
+    arms: Mapping[str, Callable[[], Seconds]],
+    repeats: int,
+    advance: Callable[[int], None] = lambda _: None,
+    *,
+    warm: int = 1,
 ) -> dict[str, list[Seconds]]:
-    """Run every arm once to warm up, then ``repeats`` rounds, every second one in reverse order.
+    """Run every arm ``warm`` times to warm up, then ``repeats`` rounds, every second one in reverse order.
 
     advance: hears of every run that it was one.
     """
     names = list(arms)
-    for name in names:
+    for name in names * warm:
         arms[name]()
         advance(1)
     found: dict[str, list[Seconds]] = {name: [] for name in names}

@@ -51,6 +51,7 @@ class Recordings:
         self._idle: dict[Hashable, tuple[Recording, int]] = {}  # with their bytes; least recently used first
         self._asked: set[Hashable] = set()
         self._refused: set[Hashable] = set()
+        self._sizes: dict[Hashable, int] = {}  # known once they were wanted, since telling may take a while
         self._weights: Hashable = None
 
     def run(
@@ -87,7 +88,9 @@ class Recordings:
         self._asked.add(key)
         if first or key in self._refused:
             return None
-        needed = size()
+        if key not in self._sizes:
+            self._sizes[key] = size()
+        needed = self._sizes[key]
         if not self._make_room(needed, given[0].device):
             return None
         try:

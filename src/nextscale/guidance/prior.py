@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
@@ -163,8 +164,7 @@ class SpatialOperator:
         """
         fused = fused_for(logits)
         if fused is not None and self.right is None and logits.dtype == torch.float32:
-            made: Tensor = fused.accumulate(logits, previous, self._parts, beta)
-            return made
+            return self.accumulate_parts(logits, fused.in_parts(previous), beta)
         columns = self._columns(previous)
         left = self.left.expand(len(previous), -1, -1)
         rows = logits.reshape(len(logits), left.shape[1], columns.shape[2])
@@ -175,10 +175,15 @@ class SpatialOperator:
             return guided.reshape(logits.shape)
         return torch.baddbmm(rows, left, columns, beta=1.0 + beta, alpha=-beta).reshape(logits.shape)
 
+    def accumulate_parts(self, logits: Tensor, parts: Tensor, beta: float) -> Tensor:
+        """The same for a dense operator, with previous logits in parts; see :mod:`nextscale.fused`."""
+        made: Tensor = _fused().accumulate(logits, parts, self._left_in_parts, beta)
+        return made
+
     @cached_property
-    def _parts(self) -> Tensor:
+    def _left_in_parts(self) -> Tensor:
         with torch.inference_mode(False):
-            parts: Tensor = importlib.import_module("nextscale.fused").in_parts(self.left)
+            parts: Tensor = _fused().operator_in_parts(self.left)
         return parts
 
     def _columns(self, previous: Tensor) -> Tensor:
@@ -188,6 +193,39 @@ class SpatialOperator:
         rows = previous.reshape(samples * height, width, channels)  # (N*h_c, w_c, X)
         mapped = torch.bmm(self.right.expand(len(rows), -1, -1), rows)  # (N*h_c, T*w_f, X)
         return mapped.reshape(samples, self.left.shape[1], self.fine[1] * channels)  # (N, h_c*T, w_f*X)
+
+
+def _fused() -> ModuleType:
+    return importlib.import_module("nextscale.fused")
+
+
+class Remembered:
+    """A copy of logits, ``(B, l, C)`` or ``(B, l, bits, 2)``, in the form that the next grid is guided by."""
+
+    def __init__(self, logits: Tensor, coarse: Grid, fine: Grid, kind: str, norm: str) -> None:
+        self.parts: Tensor | None = None
+        fused = fused_for(logits)
+        if fused is not None and logits.ndim == 3 and logits.dtype == torch.float32 and coarse != fine:
+            operator = spatial_operator(coarse, fine, kind, norm, logits.dtype, logits.device)
+            if operator.right is None:
+                self._operator, self.parts = operator, fused.in_parts(logits)
+                return
+        self._logits = logits.clone()
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits themselves."""
+        return self._logits if self.parts is None else self.parts.float().sum(0)
+
+    def accumulate(self, logits: Tensor, beta: float) -> Tensor | None:
+        """:meth:`SpatialOperator.accumulate` where that can be done with what is kept, else ``None``."""
+        fits = self.parts is not None and logits.dtype == torch.float32 and fused_for(logits) is not None
+        if not fits or self.parts is None:
+            return None
+        batch, _, channels = self.parts.shape[1:]
+        if tuple(logits.shape) != (batch, math.prod(self._operator.fine), channels):
+            return None
+        return self._operator.accumulate_parts(logits, self.parts, beta)
 
 
 @lru_cache(maxsize=512)

@@ -30,6 +30,7 @@ from nextscale.guidance.base import (
 from nextscale.guidance.prior import (
     Norm,
     PriorKind,
+    Remembered,
     check_growth,
     check_prior,
     find_position_dim,
@@ -258,7 +259,7 @@ class ScaledSpatialGuidance:
 
 class _Memory(NamedTuple):
     step: int
-    logits: Tensor
+    kept: Remembered
 
 
 class ScaledSpatialState:
@@ -304,15 +305,19 @@ class ScaledSpatialState:
             return logits
         coarse, fine = self._grids[memory.step], step.grid
         kind, norm = self._prior, self._norm
+        guided = None if step.positions is not None else memory.kept.accumulate(logits, beta)
+        if guided is not None:
+            return guided
+        previous = memory.kept.logits
         if step.positions is not None:
-            previous = memory.logits.to(compute_dtype(logits, memory.logits))
+            previous = previous.to(compute_dtype(logits, previous))
             prior = spatial_prior(
                 previous, coarse=coarse, fine=fine, kind=kind, norm=norm, position_dim=_LOOP_POSITION_DIM
             )
             return _guide_at(logits, prior, step.positions, beta)
         return scaled_spatial_guidance(
             logits,
-            memory.logits,
+            previous,
             coarse=coarse,
             fine=fine,
             beta=beta,
@@ -323,9 +328,11 @@ class ScaledSpatialState:
 
     def _remember(self, index: int, logits: Tensor) -> None:
         following = index + 1
-        needed = following < len(self._betas) and self._betas[following] > 0.0
-        # A copy: samplers, the official ones among them, filter logits in place.
-        self._memory = _Memory(index, logits.clone()) if needed else None
+        self._memory = None
+        if following < len(self._betas) and self._betas[following] > 0.0:
+            # A copy: samplers, the official ones among them, filter logits in place.
+            grids = self._grids[index], self._grids[following]
+            self._memory = _Memory(index, Remembered(logits, *grids, self._prior, self._norm))
 
 
 def _guide_at(logits: Tensor, prior: Tensor, positions: Tensor, beta: float) -> Tensor:

@@ -19,7 +19,7 @@ from nextscale.kernels import fused_for, of_weight
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
 TRANSPOSED_CHANNELS = 512
-FEW_CHANNELS = 8
+FEW_CHANNELS = 64
 
 # A number of groups, or several of which the first that divides the channels is taken.
 Groups = int | tuple[int, ...]
@@ -88,7 +88,7 @@ def normed(norm: nn.GroupNorm, x: Tensor, bias: Tensor | None = None) -> Tensor:
 def few_channels(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A 3x3 convolution to a few channels.
 
-    cuDNN has no fast way for three, so on a GPU there are zeros beside them.
+    cuDNN has no fast way for three, so on a GPU they are computed with zeros beside them.
     """
     if fused_for(x) is None:
         return conv(x)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
-from nextscale.kernels import attention, fused_for, gated_norm, modulated_norm
+from nextscale.kernels import attention, fused_for, gated, gated_norm, modulated_norm
 from nextscale.nn.attention import MAX_LOG_SCALE, block_causal_mask, normalise_qk
 from nextscale.nn.cache import KVCache
 from nextscale.nn.linear import Linear
@@ -139,7 +139,7 @@ class Block(nn.Module):
         h = drop_branches(h, self.drop_path, self.training)
         x, h = gated_norm(x, h, gate1, scale2, shift2, eps=self.eps)
         h = self.ffn(h)
-        return torch.addcmul(x, drop_branches(h, self.drop_path, self.training), gate2)
+        return gated(x, drop_branches(h, self.drop_path, self.training), gate2)
 
 
 class VARTransformer(nn.Module):
