@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-RECORDED_BYTES = 2**31
-"""Most memory that the recordings of one owner may keep; what takes more keeps a GPU busy without them."""
+RECORDED_SHARE = 1 / 8
+"""Most of a GPU's memory that the recordings of one owner may keep; what takes more keeps it busy anyway."""
 
 Function = Callable[..., Sequence[Tensor]]
 
@@ -101,10 +101,11 @@ class Recordings:
 
     def _make_room(self, size: int, device: torch.device) -> bool:
         """Forget what was not used for longest, until so much more may be kept, if it may."""
-        while self._idle and size + sum(kept for _, kept in self._idle.values()) > RECORDED_BYTES:
+        free, whole = torch.cuda.mem_get_info(device)
+        while self._idle and size + sum(kept for _, kept in self._idle.values()) > RECORDED_SHARE * whole:
             del self._idle[next(iter(self._idle))]
         # A recording's memory is its own; what ordinary work needs has to fit beside it.
-        return size <= RECORDED_BYTES and 4 * size <= torch.cuda.mem_get_info(device)[0]
+        return size <= RECORDED_SHARE * whole and 3 * size <= free
 
     def __deepcopy__(self, memo: Any) -> Recordings:
         return Recordings()

@@ -93,7 +93,7 @@ def test_hooks_are_called(case: Callable):
 
 
 def test_too_large_batches_are_not_recorded(case: Callable, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(recording, "RECORDED_BYTES", 1000)
+    monkeypatch.setattr(recording, "RECORDED_SHARE", 1e-9)
     pipe = case("a_basic").load(device="cuda")
     for _ in range(3):
         pipe([0], seed=1)
