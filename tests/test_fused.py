@@ -138,7 +138,9 @@ def test_add_biased(fused: ModuleType, dtype: torch.dtype):
 def test_accumulate(fused: ModuleType, fine: int, coarse: int, channels: int):
     logits, previous, operator = normal(2, fine, channels), normal(2, coarse, channels), normal(fine, coarse)
     near(fused.in_parts(previous).float().sum(0), previous.double(), 1e-7)
-    found = fused.accumulate(logits, fused.in_parts(previous), fused.operator_in_parts(operator), 0.6)
+    parts = fused.in_parts(previous)
+    found, kept = fused.accumulate(logits, parts, fused.operator_in_parts(operator), 0.6, keep=True)
+    assert torch.equal(kept, fused.in_parts(logits))
     near(found, 1.6 * logits.double() - 0.6 * operator.double() @ previous.double(), 3e-7)
 
 
@@ -215,7 +217,9 @@ def test_a_model_draws_the_same_with_them(
         "accumulate",
     ):
         known = getattr(everywhere, name)
-        monkeypatch.setattr(everywhere, name, lambda *a, f=known, n=name: (calls.append(n), f(*a))[1])
+        monkeypatch.setattr(
+            everywhere, name, lambda *a, f=known, n=name, **k: (calls.append(n), f(*a, **k))[1]
+        )
     options = dict(seed=1, ssg=0.6, output_type="pt", top_k=9, top_p=0.9)
     found = pipe([0, 3], **options)
     assert set(calls) == {

@@ -233,42 +233,41 @@ def split_heads(
     return q.transpose(1, 2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["biased"])
 def _moments(
     x,
     before,
     means,
     squares,
-    WIDTH: tl.constexpr,
+    width,
+    biased,
     BLOCK: tl.constexpr,
     PIXELS: tl.constexpr,
     ROWS: tl.constexpr,
-    BIASED: tl.constexpr,
 ):
     portion = tl.program_id(0).to(tl.int64)  # counted through the batch
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    own = channel < WIDTH
-    start = x + portion * PIXELS * WIDTH + channel
+    own = channel < width
+    start = x + portion * PIXELS * width + channel
     # Sums of differences from one of the values, so that no digits are lost where all of them are large.
     pivot = tl.load(start, mask=own, other=0.0).to(tl.float32)
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     square = tl.zeros((ROWS, BLOCK), tl.float32)
     for first in range(0, PIXELS, ROWS):
         pixel = first + tl.arange(0, ROWS)
-        tile = tl.load(start[None] + pixel[:, None] * WIDTH, mask=own[None], other=0.0).to(tl.float32)
+        tile = tl.load(start[None] + pixel[:, None] * width, mask=own[None], other=0.0).to(tl.float32)
         away = tile - pivot[None]
         total += away
         square += away * away
     mean = tl.sum(total, 0) / PIXELS
     spread = tl.sum(square, 0) - PIXELS * mean * mean
     mean += pivot
-    if BIASED:
-        mean += tl.load(before + channel, mask=own, other=0.0).to(tl.float32)
-    tl.store(means + portion * WIDTH + channel, mean, mask=own)
-    tl.store(squares + portion * WIDTH + channel, spread, mask=own)
+    mean += tl.load(before + channel, mask=own, other=0.0).to(tl.float32) * biased
+    tl.store(means + portion * width + channel, mean, mask=own)
+    tl.store(squares + portion * width + channel, spread, mask=own)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "size", "biased"])
 def _group_scale(
     means,
     squares,
@@ -278,52 +277,50 @@ def _group_scale(
     scale,
     shift,
     count,
+    width,
+    size,
     eps,
-    WIDTH: tl.constexpr,
-    SIZE: tl.constexpr,
+    biased,
     BLOCK: tl.constexpr,
     PORTIONS: tl.constexpr,
     PIXELS: tl.constexpr,
-    BIASED: tl.constexpr,
 ):
     channel = tl.arange(0, BLOCK)
-    own = channel < SIZE
-    channel += tl.program_id(0) * SIZE
+    own = channel < size
+    channel += tl.program_id(0) * size
     sample = tl.program_id(1).to(tl.int64)
     total = tl.zeros((PORTIONS, BLOCK), tl.float32)
     for first in range(0, count, PORTIONS):
         portion = first + tl.arange(0, PORTIONS)
         inside = (portion < count)[:, None] & own[None]
-        place = (sample * count + portion)[:, None] * WIDTH + channel[None]
+        place = (sample * count + portion)[:, None] * width + channel[None]
         total += tl.load(means + place, mask=inside, other=0.0)
-    mean = tl.sum(total) / (count * SIZE)
+    mean = tl.sum(total) / (count * size)
     total = tl.zeros((PORTIONS, BLOCK), tl.float32)
     for first in range(0, count, PORTIONS):
         portion = first + tl.arange(0, PORTIONS)
         inside = (portion < count)[:, None] & own[None]
-        place = (sample * count + portion)[:, None] * WIDTH + channel[None]
+        place = (sample * count + portion)[:, None] * width + channel[None]
         away = tl.where(inside, tl.load(means + place, mask=inside, other=0.0) - mean, 0.0)
         total += tl.load(squares + place, mask=inside, other=0.0) + PIXELS * away * away
-    variance = tl.sum(total) / (count * SIZE * PIXELS)
+    variance = tl.sum(total) / (count * size * PIXELS)
     factor = tl.load(weight + channel, mask=own, other=0.0).to(tl.float32) / tl.sqrt(variance + eps)
-    away = -mean
-    if BIASED:
-        away += tl.load(before + channel, mask=own, other=0.0).to(tl.float32)
+    away = tl.load(before + channel, mask=own, other=0.0).to(tl.float32) * biased - mean
     offset = tl.load(bias + channel, mask=own, other=0.0).to(tl.float32) + away * factor
-    tl.store(scale + sample * WIDTH + channel, factor, mask=own)
-    tl.store(shift + sample * WIDTH + channel, offset, mask=own)
+    tl.store(scale + sample * width + channel, factor, mask=own)
+    tl.store(shift + sample * width + channel, offset, mask=own)
 
 
 @triton.jit(do_not_specialize=["count"])
-def _scaled_silu(x, scale, shift, out, count, WIDTH: tl.constexpr, BLOCK: tl.constexpr, PIXELS: tl.constexpr):
+def _scaled_silu(x, scale, shift, out, count, width, BLOCK: tl.constexpr, PIXELS: tl.constexpr):
     portion = tl.program_id(0).to(tl.int64)
     sample = portion // count
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    own = channel < WIDTH
+    own = channel < width
     pixel = portion * PIXELS + tl.arange(0, PIXELS)
-    place = pixel[:, None] * WIDTH + channel[None]
-    factor = tl.load(scale + sample * WIDTH + channel, mask=own, other=0.0)
-    offset = tl.load(shift + sample * WIDTH + channel, mask=own, other=0.0)
+    place = pixel[:, None] * width + channel[None]
+    factor = tl.load(scale + sample * width + channel, mask=own, other=0.0)
+    offset = tl.load(shift + sample * width + channel, mask=own, other=0.0)
     y = tl.load(x + place, mask=own[None], other=0.0).to(tl.float32) * factor[None] + offset[None]
     y = y / (1.0 + tl.exp(-y))
     tl.store(out + place, y.to(out.dtype.element_ty), mask=own[None])
@@ -345,19 +342,20 @@ def group_norm_silu(
     scale = torch.empty(batch, width, dtype=torch.float32, device=x.device)
     shift = torch.empty_like(scale)
     out = torch.empty_like(x, memory_format=torch.channels_last)
-    blocks, biased = triton.cdiv(width, CHANNELS), before is not None
-    before = bias if before is None else before
+    blocks = triton.cdiv(width, CHANNELS)
+    # A factor, not another form of the kernels, of which each takes time to compile.
+    before, biased = (bias, 0.0) if before is None else (before, 1.0)
     with torch.cuda.device_of(x):
         _moments[(batch * pixels // portion, blocks)](
             x,
             before,
             means,
             squares,
-            WIDTH=width,
+            width,
+            biased,
             BLOCK=CHANNELS,
             PIXELS=portion,
             ROWS=min(portion, 128),
-            BIASED=biased,
             num_warps=8,
         )
         _group_scale[(groups, batch)](
@@ -369,13 +367,13 @@ def group_norm_silu(
             scale,
             shift,
             pixels // portion,
+            width,
+            width // groups,
             eps,
-            WIDTH=width,
-            SIZE=width // groups,
+            biased,
             BLOCK=triton.next_power_of_2(width // groups),
             PORTIONS=64,
             PIXELS=portion,
-            BIASED=biased,
             num_warps=4,
         )
         _scaled_silu[(batch * pixels // PIXELS, blocks)](
@@ -384,7 +382,7 @@ def group_norm_silu(
             shift,
             out,
             pixels // PIXELS,
-            WIDTH=width,
+            width,
             BLOCK=CHANNELS,
             PIXELS=PIXELS,
             num_warps=4,
@@ -491,6 +489,7 @@ def _accumulate(
     previous,
     operator,
     out,
+    kept,
     fine,
     coarse,
     padded,
@@ -500,6 +499,7 @@ def _accumulate(
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
+    KEEP: tl.constexpr,
 ):
     row = tl.program_id(0) * M + tl.arange(0, M)
     column = tl.program_id(1) * N + tl.arange(0, N)
@@ -523,6 +523,11 @@ def _accumulate(
     within = own & (column < channels)[None]
     values = tl.load(logits + place, mask=within, other=0.0)
     tl.store(out + place, keep * values - take * total, mask=within)
+    if KEEP:
+        first = values.to(tl.float16)
+        tl.store(kept + place, first, mask=within)
+        part = tl.num_programs(2).to(tl.int64) * fine * channels
+        tl.store(kept + part + place, (values - first.to(tl.float32)).to(tl.float16), mask=within)
 
 
 @triton.jit
@@ -552,8 +557,10 @@ def operator_in_parts(operator: Tensor) -> Tensor:
     return in_parts(torch.nn.functional.pad(operator, (0, -operator.shape[1] % INNER)))
 
 
-def accumulate(logits: Tensor, previous: Tensor, operator: Tensor, beta: float) -> Tensor:
-    """``(1 + beta) logits - beta operator @ previous``.
+def accumulate(
+    logits: Tensor, previous: Tensor, operator: Tensor, beta: float, *, keep: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """``(1 + beta) logits - beta operator @ previous``, and if asked for :func:`in_parts` of the logits.
 
     logits: float32 ``(B, m, C)``. previous: ``(B, n, C)`` from :func:`in_parts`. operator: ``(m, n)`` from
     :func:`operator_in_parts`. The product is about as exact as one in float32, and made on the units for half
@@ -562,6 +569,7 @@ def accumulate(logits: Tensor, previous: Tensor, operator: Tensor, beta: float) 
     logits = logits.contiguous()
     batch, fine, channels = logits.shape
     out = torch.empty_like(logits)
+    kept = torch.empty(2, *logits.shape, dtype=torch.float16, device=logits.device) if keep else None
     m = 64 if fine > 32 else 16
     grid = (triton.cdiv(fine, m), triton.cdiv(channels, 128), batch)
     with torch.cuda.device_of(logits):
@@ -570,6 +578,7 @@ def accumulate(logits: Tensor, previous: Tensor, operator: Tensor, beta: float) 
             previous,
             operator,
             out,
+            out if kept is None else kept,
             fine,
             previous.shape[2],
             operator.shape[2],
@@ -579,6 +588,7 @@ def accumulate(logits: Tensor, previous: Tensor, operator: Tensor, beta: float) 
             M=m,
             N=128,
             K=INNER,
+            KEEP=keep,
             num_warps=4,
         )
-    return out
+    return out, kept

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,8 @@ def _conditions(placement: Placement, workload: Workload) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "triton": _version("triton"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "dtype": str(placement.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -291,6 +294,13 @@ def _conditions(placement: Placement, workload: Workload) -> dict[str, Any]:
         "top_k": TOP_K,
         "top_p": TOP_P,
     }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

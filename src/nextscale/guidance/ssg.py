@@ -31,6 +31,7 @@ from nextscale.guidance.prior import (
     Norm,
     PriorKind,
     Remembered,
+    SpatialOperator,
     check_growth,
     check_prior,
     find_position_dim,
@@ -289,9 +290,13 @@ class ScaledSpatialState:
         if step.grids != self._grids:
             raise GridError(f"the generation began with the grids {self._grids}; this step has {step.grids}")
         logits = require_branch(branches, CONDITIONAL)
-        guided = self._guide(step, logits)
+        following = self._following(step, logits)
+        guided, kept = self._guide(step, logits, None if self._remember_guided else following)
         if step.positions is None:
-            self._remember(step.index, guided if self._remember_guided else logits)
+            if kept is None and following is not None:
+                # A copy: samplers, the official ones among them, filter logits in place.
+                kept = Remembered(guided if self._remember_guided else logits, following)
+            self._memory = None if kept is None else _Memory(step.index, kept)
         return guided
 
     def end(self) -> None:
@@ -299,25 +304,40 @@ class ScaledSpatialState:
         self._memory = None
         self._ended = True
 
-    def _guide(self, step: GuidanceStep, logits: Tensor) -> Tensor:
+    def _following(self, step: GuidanceStep, logits: Tensor) -> SpatialOperator | None:
+        """What leads from this step to the next one, if that is guided."""
+        after = step.index + 1
+        if after >= len(self._betas) or self._betas[after] == 0.0:
+            return None
+        grids, dtype = (step.grid, self._grids[after]), compute_dtype(logits)
+        return spatial_operator(*grids, self._prior, self._norm, dtype, logits.device)
+
+    def _guide(
+        self, step: GuidanceStep, logits: Tensor, following: SpatialOperator | None
+    ) -> tuple[Tensor, Remembered | None]:
+        """Guided logits, and what is remembered of the logits if that was made on the way."""
         beta, memory = self._betas[step.index], self._memory
         if beta == 0.0 or memory is None or memory.step != step.index - 1:
-            return logits
+            return logits, None
         coarse, fine = self._grids[memory.step], step.grid
         kind, norm = self._prior, self._norm
-        guided = None if step.positions is not None else memory.kept.accumulate(logits, beta)
-        if guided is not None:
-            return guided
-        previous = memory.kept.logits
         if step.positions is not None:
-            previous = previous.to(compute_dtype(logits, previous))
+            previous = memory.kept.logits
             prior = spatial_prior(
-                previous, coarse=coarse, fine=fine, kind=kind, norm=norm, position_dim=_LOOP_POSITION_DIM
+                previous.to(compute_dtype(logits, previous)),
+                coarse=coarse,
+                fine=fine,
+                kind=kind,
+                norm=norm,
+                position_dim=_LOOP_POSITION_DIM,
             )
-            return _guide_at(logits, prior, step.positions, beta)
-        return scaled_spatial_guidance(
+            return _guide_at(logits, prior, step.positions, beta), None
+        found = memory.kept.accumulate(logits, beta, following)
+        if found is not None:
+            return found
+        guided = scaled_spatial_guidance(
             logits,
-            previous,
+            memory.kept.logits,
             coarse=coarse,
             fine=fine,
             beta=beta,
@@ -325,14 +345,7 @@ class ScaledSpatialState:
             norm=norm,
             position_dim=_LOOP_POSITION_DIM,
         )
-
-    def _remember(self, index: int, logits: Tensor) -> None:
-        following = index + 1
-        self._memory = None
-        if following < len(self._betas) and self._betas[following] > 0.0:
-            # A copy: samplers, the official ones among them, filter logits in place.
-            grids = self._grids[index], self._grids[following]
-            self._memory = _Memory(index, Remembered(logits, *grids, self._prior, self._norm))
+        return guided, None
 
 
 def _guide_at(logits: Tensor, prior: Tensor, positions: Tensor, beta: float) -> Tensor:
