@@ -5,6 +5,8 @@ DEMO ?= demo.png
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+# The tests want Triton too, which is large and which nothing else needs without a GPU.
+TESTED := .venv/.installed-kernels
 
 .PHONY: demo page test lint clean
 
@@ -15,7 +17,7 @@ demo: $(STAMP)
 page: $(STAMP)
 	$(BIN)/nextscale demo
 
-test: $(STAMP)
+test: $(TESTED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMP)
@@ -31,4 +33,8 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(TESTED): $(STAMP)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[kernels]'
 	touch $@

@@ -489,7 +489,6 @@ def _accumulate(
     previous,
     operator,
     out,
-    kept,
     fine,
     coarse,
     padded,
@@ -499,7 +498,6 @@ def _accumulate(
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
-    KEEP: tl.constexpr,
 ):
     row = tl.program_id(0) * M + tl.arange(0, M)
     column = tl.program_id(1) * N + tl.arange(0, N)
@@ -523,11 +521,6 @@ def _accumulate(
     within = own & (column < channels)[None]
     values = tl.load(logits + place, mask=within, other=0.0)
     tl.store(out + place, keep * values - take * total, mask=within)
-    if KEEP:
-        first = values.to(tl.float16)
-        tl.store(kept + place, first, mask=within)
-        part = tl.num_programs(2).to(tl.int64) * fine * channels
-        tl.store(kept + part + place, (values - first.to(tl.float32)).to(tl.float16), mask=within)
 
 
 @triton.jit
@@ -557,10 +550,8 @@ def operator_in_parts(operator: Tensor) -> Tensor:
     return in_parts(torch.nn.functional.pad(operator, (0, -operator.shape[1] % INNER)))
 
 
-def accumulate(
-    logits: Tensor, previous: Tensor, operator: Tensor, beta: float, *, keep: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """``(1 + beta) logits - beta operator @ previous``, and if asked for :func:`in_parts` of the logits.
+def accumulate(logits: Tensor, previous: Tensor, operator: Tensor, beta: float) -> Tensor:
+    """``(1 + beta) logits - beta operator @ previous``.
 
     logits: float32 ``(B, m, C)``. previous: ``(B, n, C)`` from :func:`in_parts`. operator: ``(m, n)`` from
     :func:`operator_in_parts`. The product is about as exact as one in float32, and made on the units for half
@@ -569,7 +560,6 @@ def accumulate(
     logits = logits.contiguous()
     batch, fine, channels = logits.shape
     out = torch.empty_like(logits)
-    kept = torch.empty(2, *logits.shape, dtype=torch.float16, device=logits.device) if keep else None
     m = 64 if fine > 32 else 16
     grid = (triton.cdiv(fine, m), triton.cdiv(channels, 128), batch)
     with torch.cuda.device_of(logits):
@@ -578,7 +568,6 @@ def accumulate(
             previous,
             operator,
             out,
-            out if kept is None else kept,
             fine,
             previous.shape[2],
             operator.shape[2],
@@ -588,7 +577,6 @@ def accumulate(
             M=m,
             N=128,
             K=INNER,
-            KEEP=keep,
             num_warps=4,
         )
-    return out, kept
+    return out

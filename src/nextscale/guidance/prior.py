@@ -164,7 +164,7 @@ class SpatialOperator:
         """
         fused = fused_for(logits)
         if fused is not None and self.right is None and logits.dtype == torch.float32:
-            return self.accumulate_parts(logits, fused.in_parts(previous), beta)[0]
+            return self.accumulate_parts(logits, fused.in_parts(previous), beta)
         columns = self._columns(previous)
         left = self.left.expand(len(previous), -1, -1)
         rows = logits.reshape(len(logits), left.shape[1], columns.shape[2])
@@ -175,21 +175,10 @@ class SpatialOperator:
             return guided.reshape(logits.shape)
         return torch.baddbmm(rows, left, columns, beta=1.0 + beta, alpha=-beta).reshape(logits.shape)
 
-    def accumulate_parts(
-        self, logits: Tensor, parts: Tensor, beta: float, *, keep: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """The same for a dense operator, with previous logits in parts; see :mod:`nextscale.fused`.
-
-        keep: return these logits in parts as well.
-        """
-        made: tuple[Tensor, Tensor | None]
-        made = _fused().accumulate(logits, parts, self._left_in_parts, beta, keep=keep)
+    def accumulate_parts(self, logits: Tensor, parts: Tensor, beta: float) -> Tensor:
+        """The same for a dense operator, with previous logits in parts; see :mod:`nextscale.fused`."""
+        made: Tensor = _fused().accumulate(logits, parts, self._left_in_parts, beta)
         return made
-
-    def takes_parts(self, logits: Tensor) -> bool:
-        """Whether :meth:`accumulate_parts` can guide such logits."""
-        usual = logits.ndim == 3 and logits.dtype == torch.float32 and self.right is None
-        return usual and self.coarse != self.fine and fused_for(logits) is not None
 
     @cached_property
     def _left_in_parts(self) -> Tensor:
@@ -211,39 +200,32 @@ def _fused() -> ModuleType:
 
 
 class Remembered:
-    """A copy of logits, ``(B, l, C)`` or ``(B, l, bits, 2)``, in the form that the next grid is guided by.
+    """A copy of logits, ``(B, l, C)`` or ``(B, l, bits, 2)``, in the form that the next grid is guided by."""
 
-    operator: from the grid of the logits to the next one. parts: the copy, if it is made already.
-    """
-
-    def __init__(self, logits: Tensor, operator: SpatialOperator, parts: Tensor | None = None) -> None:
-        self.operator, self.parts = operator, parts
-        if parts is None and operator.takes_parts(logits):
-            self.parts = _fused().in_parts(logits)
-        if self.parts is None:
-            self._logits = logits.clone()
+    def __init__(self, logits: Tensor, coarse: Grid, fine: Grid, kind: str, norm: str) -> None:
+        self.parts: Tensor | None = None
+        fused = fused_for(logits)
+        if fused is not None and logits.ndim == 3 and logits.dtype == torch.float32 and coarse != fine:
+            operator = spatial_operator(coarse, fine, kind, norm, logits.dtype, logits.device)
+            if operator.right is None:
+                self._operator, self.parts = operator, fused.in_parts(logits)
+                return
+        self._logits = logits.clone()
 
     @property
     def logits(self) -> Tensor:
         """The logits themselves."""
         return self._logits if self.parts is None else self.parts.float().sum(0)
 
-    def accumulate(
-        self, logits: Tensor, beta: float, following: SpatialOperator | None
-    ) -> tuple[Tensor, Remembered | None] | None:
-        """:meth:`SpatialOperator.accumulate` where that can be done with what is kept, else ``None``.
-
-        following: the operator to the grid after that, if these logits will be remembered for it; they are,
-        on the way, if it takes them in parts.
-        """
-        if self.parts is None or not self.operator.takes_parts(logits):
+    def accumulate(self, logits: Tensor, beta: float) -> Tensor | None:
+        """:meth:`SpatialOperator.accumulate` where that can be done with what is kept, else ``None``."""
+        fits = self.parts is not None and logits.dtype == torch.float32 and fused_for(logits) is not None
+        if not fits or self.parts is None:
             return None
         batch, _, channels = self.parts.shape[1:]
-        if tuple(logits.shape) != (batch, math.prod(self.operator.fine), channels):
+        if tuple(logits.shape) != (batch, math.prod(self._operator.fine), channels):
             return None
-        keep = following is not None and following.takes_parts(logits)
-        guided, parts = self.operator.accumulate_parts(logits, self.parts, beta, keep=keep)
-        return guided, None if following is None or parts is None else Remembered(logits, following, parts)
+        return self._operator.accumulate_parts(logits, self.parts, beta)
 
 
 @lru_cache(maxsize=512)

@@ -31,7 +31,6 @@ from nextscale.guidance.prior import (
     Norm,
     PriorKind,
     Remembered,
-    SpatialOperator,
     check_growth,
     check_prior,
     find_position_dim,
@@ -290,13 +289,9 @@ class ScaledSpatialState:
         if step.grids != self._grids:
             raise GridError(f"the generation began with the grids {self._grids}; this step has {step.grids}")
         logits = require_branch(branches, CONDITIONAL)
-        following = self._following(step, logits)
-        guided, kept = self._guide(step, logits, None if self._remember_guided else following)
+        guided = self._guide(step, logits)
         if step.positions is None:
-            if kept is None and following is not None:
-                # A copy: samplers, the official ones among them, filter logits in place.
-                kept = Remembered(guided if self._remember_guided else logits, following)
-            self._memory = None if kept is None else _Memory(step.index, kept)
+            self._remember(step.index, guided if self._remember_guided else logits)
         return guided
 
     def end(self) -> None:
@@ -304,40 +299,25 @@ class ScaledSpatialState:
         self._memory = None
         self._ended = True
 
-    def _following(self, step: GuidanceStep, logits: Tensor) -> SpatialOperator | None:
-        """What leads from this step to the next one, if that is guided."""
-        after = step.index + 1
-        if after >= len(self._betas) or self._betas[after] == 0.0:
-            return None
-        grids, dtype = (step.grid, self._grids[after]), compute_dtype(logits)
-        return spatial_operator(*grids, self._prior, self._norm, dtype, logits.device)
-
-    def _guide(
-        self, step: GuidanceStep, logits: Tensor, following: SpatialOperator | None
-    ) -> tuple[Tensor, Remembered | None]:
-        """Guided logits, and what is remembered of the logits if that was made on the way."""
+    def _guide(self, step: GuidanceStep, logits: Tensor) -> Tensor:
         beta, memory = self._betas[step.index], self._memory
         if beta == 0.0 or memory is None or memory.step != step.index - 1:
-            return logits, None
+            return logits
         coarse, fine = self._grids[memory.step], step.grid
         kind, norm = self._prior, self._norm
+        guided = None if step.positions is not None else memory.kept.accumulate(logits, beta)
+        if guided is not None:
+            return guided
+        previous = memory.kept.logits
         if step.positions is not None:
-            previous = memory.kept.logits
+            previous = previous.to(compute_dtype(logits, previous))
             prior = spatial_prior(
-                previous.to(compute_dtype(logits, previous)),
-                coarse=coarse,
-                fine=fine,
-                kind=kind,
-                norm=norm,
-                position_dim=_LOOP_POSITION_DIM,
+                previous, coarse=coarse, fine=fine, kind=kind, norm=norm, position_dim=_LOOP_POSITION_DIM
             )
-            return _guide_at(logits, prior, step.positions, beta), None
-        found = memory.kept.accumulate(logits, beta, following)
-        if found is not None:
-            return found
-        guided = scaled_spatial_guidance(
+            return _guide_at(logits, prior, step.positions, beta)
+        return scaled_spatial_guidance(
             logits,
-            memory.kept.logits,
+            previous,
             coarse=coarse,
             fine=fine,
             beta=beta,
@@ -345,7 +325,14 @@ class ScaledSpatialState:
             norm=norm,
             position_dim=_LOOP_POSITION_DIM,
         )
-        return guided, None
+
+    def _remember(self, index: int, logits: Tensor) -> None:
+        following = index + 1
+        self._memory = None
+        if following < len(self._betas) and self._betas[following] > 0.0:
+            # A copy: samplers, the official ones among them, filter logits in place.
+            grids = self._grids[index], self._grids[following]
+            self._memory = _Memory(index, Remembered(logits, *grids, self._prior, self._norm))
 
 
 def _guide_at(logits: Tensor, prior: Tensor, positions: Tensor, beta: float) -> Tensor:
