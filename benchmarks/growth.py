@@ -190,7 +190,7 @@ def plot(rows: Sequence[Row], device: str, path: Path) -> None:
         axes[0, column].set_title(f"{axis}, at {', '.join(fixed)}")
         for panel in axes[:, column]:
             panel.set(xscale="log", yscale="log")
-            ticks = [point[place_of] for point in group]
+            ticks = [point[place_of] for point in group if _row(rows, "ours", point) is not None]
             panel.set_xticks(ticks, [str(tick) for tick in ticks])
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter("{x:g}")

@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 GOLDEN = Path(__file__).parent / "golden"
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported, which torch does later
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported, which torch does not do
 
 # Continuous integration draws the same examples every time; elsewhere new ones are tried. Deadlines measure

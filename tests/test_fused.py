@@ -25,8 +25,6 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton has no build for this system", allow_module_level=True)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
 
 # In the interpreter numpy warns where a GPU makes an infinity, as it should.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -20,12 +20,14 @@ MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*
 
 # What each part of the library may import besides itself; "" is the package, whose __init__ imports nothing
 # at once and is tested by running it.
-BASE = {"errors", "scales", "kernels", ""}
+BASE = {"errors", "scales", "kernels", "fused", "recording", ""}
 MODEL = BASE | {"guidance", "nn", "generation", "weights", "families"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "scales": {"errors"},
-    "kernels": set(),
+    "fused": set(),
+    "kernels": {"fused"},
+    "recording": set(),
     "guidance": BASE,
     "nn": BASE,
     "generation": BASE | {"guidance", "nn"},
@@ -53,6 +55,7 @@ OWNED = {
     "pyarrow": ("training/*", "evaluation/*", "sampling/*"),
     "matplotlib": MEASURING,
     "scipy": (*MEASURING, "benchmark/*"),
+    "triton": ("fused.py",),
     "tomllib": ("evaluation/sweep_file.py",),  # in Python from 3.11 on
     "tomli": ("evaluation/sweep_file.py",),  # the same for 3.10
     "models": ("benchmark/arms.py",),  # of a checkout of the official VAR, to be measured beside ours

@@ -112,9 +112,11 @@ def _fused(device: torch.device) -> ModuleType | None:
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     try:
-        return importlib.import_module("nextscale.fused")
-    except ImportError:
+        fused = importlib.import_module("nextscale.fused")
+        fused.in_parts(torch.zeros(8, device=device))
+    except Exception:  # whatever Triton raises where it cannot compile, as without a C compiler
         return None
+    return fused
 
 
 def modulated_norm(

@@ -99,7 +99,9 @@ def scaled_spatial_guidance(
     Returns:
         A new tensor of the shape and dtype of ``logits``, which shares memory with neither input; for
         ``beta=0`` a bit for bit copy of ``logits``. float16 and bfloat16 are computed in float32, whatever
-        autocast says; on CUDA the product follows PyTorch's global TF32 setting. Gradients flow to both.
+        autocast says. Gradients flow to both. On CUDA the product follows PyTorch's global TF32 setting, but
+        for NVIDIA GPUs without gradients, where it is always about as exact as in float32, and numbers of
+        ``previous`` beyond 65504 make NaN; see :mod:`nextscale.fused`.
 
     Raises:
         GridError: if the grids do not fit each other or the tensors, or the tensors each other.

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
-from nextscale.generation.recording import Recordings
 from nextscale.nn.autoencoder import NORM_GROUPS, Decoder, Encoder
 from nextscale.nn.quantizer import MultiScaleQuantizer, Quantized, shrink
+from nextscale.recording import Recordings
 from nextscale.scales import Grid, ScaleSchedule
 
 DECODED_PIXELS = 2**18

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nextscale import VARPipeline
-from nextscale.generation import recording, request
+from nextscale import VARPipeline, recording
+from nextscale.generation import request
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 MODELS = ["a_basic", "b_shared_adaln", "c_ten_scales"]

@@ -21,7 +21,6 @@ from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
-from nextscale.generation.recording import Recordings
 from nextscale.generation.request import (
     Drawn,
     GenerationOutput,
@@ -44,6 +43,7 @@ from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.schedules import StrengthLike
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.nn.placement import place
+from nextscale.recording import Recordings
 from nextscale.scales import Grid, ScaleSchedule
 from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nextscale.generation import recording as module
-from nextscale.generation.recording import Recordings
+from nextscale import recording as module
+from nextscale.recording import Recordings
 
 X = torch.arange(3.0)
 

@@ -10,6 +10,7 @@ recorded, later ones are replayed.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ RECORDED_SHARE = 1 / 8
 
 Function = Callable[..., Sequence[Tensor]]
 
+_capturing = threading.Lock()  # PyTorch captures on one stream
+
 
 class Recording:
     """One function of tensors on a GPU, which waits for nothing and has no other inputs."""
@@ -30,7 +33,7 @@ class Recording:
         with torch.cuda.device(given[0].device), torch.inference_mode(False), torch.no_grad():
             self._given = [t.clone() for t in given]
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with _capturing, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._made = function(*self._given)
 
     def __call__(self, *given: Tensor) -> tuple[Tensor, ...]:
@@ -115,9 +118,10 @@ class Recordings:
 
 
 def _addresses(modules: Sequence[nn.Module]) -> Hashable:
-    """Where weights lie on a GPU; ``None`` on other devices, and where hooks want to be called."""
+    """Where weights lie on a GPU; ``None`` elsewhere, in training, and where hooks want to be called."""
     if any(next(module.parameters()).device.type != "cuda" for module in modules):
         return None
-    if any(m._forward_hooks or m._forward_pre_hooks for module in modules for m in module.modules()):
+    parts = (part for module in modules for part in module.modules())
+    if any(part.training or part._forward_hooks or part._forward_pre_hooks for part in parts):
         return None
     return tuple((p.data_ptr(), p.dtype) for module in modules for p in module.parameters())
