@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
-from nextscale.nn.quantizer import MultiScaleQuantizer, Phi, enlarge, nearest_tick, shrink
+from nextscale.nn.quantizer import (
+    MultiScaleQuantizer,
+    Phi,
+    enlarge,
+    enlarged_by_products,
+    nearest_tick,
+    shrink,
+)
 from nextscale.scales import ScaleSchedule
 
 # Four shared convolutions, by the number of scales; several entries are exact ties.
@@ -102,6 +109,7 @@ def test_enlarge_is_bicubic(h: int, w: int, dh: int, dw: int):
     x = torch.randn(2, 3, h, w, generator=torch.Generator().manual_seed(h * 100 + w))
     expected = separable(x, bicubic_matrix(h, fine[0]), bicubic_matrix(w, fine[1]))
     np.testing.assert_allclose(enlarge(x, fine).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(enlarged_by_products(x, fine).numpy(), expected, atol=1e-5)
 
 
 def test_the_kernel_is_not_the_other_common_one():

@@ -19,7 +19,7 @@ from nextscale.kernels import fused_for, of_weight
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
 TRANSPOSED_CHANNELS = 512
-FEW_CHANNELS = 64
+FEW_CHANNELS = 64  # a multiple of it is what cuDNN multiplies fast
 
 # A number of groups, or several of which the first that divides the channels is taken.
 Groups = int | tuple[int, ...]

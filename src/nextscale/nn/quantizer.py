@@ -29,23 +29,28 @@ def shrink(x: Tensor, grid: Grid) -> Tensor:
 
 def enlarge(x: Tensor, grid: Grid) -> Tensor:
     """Bicubic enlargement (half-pixel centres, a = -0.75, no anti-aliasing) to a finer grid."""
-    before: Grid = (x.shape[2], x.shape[3])
-    if before == grid:
+    if tuple(x.shape[-2:]) == grid:
         return x
     if x.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):
-        # As a product, since PyTorch's kernel walks through all maps of a batch for each of their few cells.
-        return (x.flatten(2) @ _bicubic(before, grid, x.dtype, x.device)).unflatten(2, grid)
+        # PyTorch's kernel walks through all maps of a batch for each of their cells, of which there are few.
+        return enlarged_by_products(x, grid)
     return F.interpolate(x, size=grid, mode="bicubic")
+
+
+def enlarged_by_products(x: Tensor, grid: Grid) -> Tensor:
+    """The same by a matrix for the rows and one for the columns."""
+    rows, columns = (_bicubic(n, m, x.dtype, x.device) for n, m in zip(x.shape[2:], grid, strict=True))
+    return rows @ x @ columns.T
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 @torch.no_grad()
-def _bicubic(before: Grid, grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix ``(h w, H W)`` of an enlargement."""
-    h, w = before
-    cells = torch.eye(h * w, dtype=torch.float64, device="cpu").view(h * w, 1, h, w)
-    return F.interpolate(cells, size=grid, mode="bicubic").flatten(1).to(dtype).to(device)
+def _bicubic(before: int, after: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The matrix ``(after, before)`` of an enlargement along one axis."""
+    cells = torch.eye(before, dtype=torch.float64, device="cpu").view(before, 1, before, 1)
+    enlarged = F.interpolate(cells, size=(after, 1), mode="bicubic")
+    return enlarged.view(before, after).T.contiguous().to(device, dtype)
 
 
 def nearest_tick(num_ticks: int, num_scales: int) -> list[int]:
