@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.nn.initial import Embedding
 from nextscale.scales import Grid, ScaleSchedule
 
 NEAREST_ROWS = 2048
@@ -151,7 +152,7 @@ class MultiScaleQuantizer(nn.Module):
         self.schedule = schedule
         self.using_znorm = using_znorm
         self.last_phi = last_phi
-        self.embedding = nn.Embedding(vocab_size, z_channels)
+        self.embedding = Embedding(vocab_size, z_channels)
         self.quant_resi: nn.Module
         if abs(quant_resi) <= 1e-6:
             self.quant_resi = _Identity()

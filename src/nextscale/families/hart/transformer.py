@@ -22,6 +22,7 @@ from nextscale.families.text import TextFeatures
 from nextscale.kernels import attention
 from nextscale.nn.attention import level_mask, normalise_qk
 from nextscale.nn.cache import KVCache
+from nextscale.nn.initial import Embedding, normal
 from nextscale.nn.linear import Linear
 from nextscale.nn.modulation import AdaLinear
 from nextscale.nn.timestep import TimestepEmbedding
@@ -172,7 +173,7 @@ class Block(nn.Module):
         if not config.disable_aln:
             self.ada_lin = AdaLinear(dim, 6)
         elif config.shared_aln:
-            self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / math.sqrt(dim))
+            self.scale_shift_table = normal(6, dim, std=1 / math.sqrt(dim))
 
     def forward(
         self,
@@ -233,9 +234,7 @@ class HARTTransformer(nn.Module):
         if config.use_context_norm:
             self.context_norm = RMSNorm(config.context_dim, config.norm_eps)
         self.lvl_embed: TimestepEmbedding | nn.Embedding = (
-            TimestepEmbedding(dim)
-            if config.use_timestep_embed
-            else nn.Embedding(config.schedule.num_steps, dim)
+            TimestepEmbedding(dim) if config.use_timestep_embed else Embedding(config.schedule.num_steps, dim)
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head_nm = HeadNorm(dim, config.norm_eps)

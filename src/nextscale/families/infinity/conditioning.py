@@ -12,11 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.kernels import linear
+from nextscale.nn.initial import normal
 from nextscale.nn.linear import Linear
-
-
-def normal(*shape: int, std: float) -> nn.Parameter:
-    return nn.Parameter(nn.init.normal_(torch.empty(shape), std=std))
 
 
 def keys_values(text: Tensor, projection: nn.Linear, v_bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:

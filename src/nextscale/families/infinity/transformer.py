@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
-from nextscale.families.infinity.conditioning import TextNorm, TextPool, keys_values, normal
+from nextscale.families.infinity.conditioning import TextNorm, TextPool, keys_values
 from nextscale.families.infinity.schedules import rope_reference
 from nextscale.families.text import TextFeatures
 from nextscale.kernels import attention, modulated_norm
 from nextscale.nn.attention import Rotation, block_causal_mask, grid_rotation, normalise_qk, rotate_pairs
 from nextscale.nn.cache import KVCache
+from nextscale.nn.initial import Embedding, normal
 from nextscale.nn.linear import Linear
 from nextscale.nn.modulation import (
     AdaLinear,
@@ -238,7 +239,7 @@ class InfinityTransformer(nn.Module):
         self.text_proj_for_ca = nn.Sequential(
             Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), Linear(dim, dim)
         )
-        self.lvl_embed = nn.Embedding(config.levels, dim)
+        self.lvl_embed = Embedding(config.levels, dim)
         self.word_embed = Linear(config.bits, dim)
         self.shared_ada_lin = AdaLinear(dim, 6)
         drop = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]

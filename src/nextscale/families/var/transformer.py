@@ -18,6 +18,7 @@ from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.kernels import attention, fused_for, gated, gated_norm, modulated_norm
 from nextscale.nn.attention import MAX_LOG_SCALE, block_causal_mask, normalise_qk
 from nextscale.nn.cache import KVCache
+from nextscale.nn.initial import Embedding, normal
 from nextscale.nn.linear import Linear
 from nextscale.nn.modulation import AdaLinear, FeedForward, HeadNorm, drop_branches
 from nextscale.scales import Grid, ScaleSchedule
@@ -118,7 +119,7 @@ class Block(nn.Module):
         self.ffn = FeedForward(dim, round(dim * config.mlp_ratio))
         self.drop_path = drop_path
         if config.shared_aln:
-            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, dim) / math.sqrt(dim))
+            self.ada_gss = normal(1, 1, 6, dim, std=1 / math.sqrt(dim))
         else:
             self.ada_lin = AdaLinear(dim, 6)
 
@@ -150,10 +151,10 @@ class VARTransformer(nn.Module):
         self.config = config
         dim, schedule = config.embed_dim, config.schedule
         self.word_embed = Linear(config.z_channels, dim)
-        self.class_emb = nn.Embedding(config.num_classes + 1, dim)
+        self.class_emb = Embedding(config.num_classes + 1, dim)
         self.pos_start = nn.Parameter(torch.empty(1, schedule.lengths[0], dim))
         self.pos_1LC = nn.Parameter(torch.empty(1, schedule.num_tokens, dim))
-        self.lvl_embed = nn.Embedding(schedule.num_steps, dim)
+        self.lvl_embed = Embedding(schedule.num_steps, dim)
         if config.shared_aln:
             self.shared_ada_lin = AdaLinear(dim, 6)
         drop = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
