@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from nextscale import fused
+from nextscale.fused import decoder, drawing, guidance, transformer
 from nextscale.nn.attention import MAX_LOG_SCALE
 
 TYPES = {
@@ -66,9 +67,12 @@ def _type(value: Any) -> str:
 
 def main() -> None:
     target, seen = GPUTarget("cuda", int(sys.argv[1]), 32), set[str]()
-    kernels = [name for name, value in vars(fused).items() if isinstance(value, triton.runtime.JITFunction)]
-    for name in kernels:
-        setattr(fused, name, Compiling(getattr(fused, name), target, seen))
+    kernels: set[str] = set()
+    for module in (decoder, drawing, guidance, transformer):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, triton.runtime.JITFunction):
+                kernels.add(name)
+                setattr(module, name, Compiling(value, target, seen))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         x, parts = torch.zeros(2, 3, 1024, dtype=dtype), torch.zeros(2, 1, 6, 1024, dtype=dtype).unbind(2)
         fused.modulated_norm(x, parts[0], parts[1], 1e-6, dtype)
@@ -87,7 +91,7 @@ def main() -> None:
     for fine, coarse in ((4, 1), (256, 169)):
         logits, previous = torch.zeros(1, fine, 4096), fused.in_parts(torch.zeros(1, coarse, 4096))
         fused.accumulate(logits, previous, fused.operator_in_parts(torch.zeros(fine, coarse)), 0.6)
-    assert seen == set(kernels), set(kernels) - seen
+    assert seen == kernels, kernels - seen
     print(f"{len(seen)} kernels")
 
 

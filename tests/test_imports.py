@@ -55,7 +55,7 @@ OWNED = {
     "pyarrow": ("training/*", "evaluation/*", "sampling/*"),
     "matplotlib": MEASURING,
     "scipy": (*MEASURING, "benchmark/*"),
-    "triton": ("fused.py",),
+    "triton": ("fused/*",),
     "tomllib": ("evaluation/sweep_file.py",),  # in Python from 3.11 on
     "tomli": ("evaluation/sweep_file.py",),  # the same for 3.10
     "models": ("benchmark/arms.py",),  # of a checkout of the official VAR, to be measured beside ours

@@ -219,8 +219,7 @@ class Remembered:
 
     def accumulate(self, logits: Tensor, beta: float) -> Tensor | None:
         """:meth:`SpatialOperator.accumulate` where that can be done with what is kept, else ``None``."""
-        fits = self.parts is not None and logits.dtype == torch.float32 and fused_for(logits) is not None
-        if not fits or self.parts is None:
+        if self.parts is None or logits.dtype != torch.float32 or fused_for(logits) is None:
             return None
         batch, _, channels = self.parts.shape[1:]
         if tuple(logits.shape) != (batch, math.prod(self._operator.fine), channels):

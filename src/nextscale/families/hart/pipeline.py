@@ -18,7 +18,8 @@ from nextscale.families.hart.session import HARTNoise, HARTSession, masked_count
 from nextscale.families.hart.text import PUBLISHED, PUBLISHED_WIDTH, HARTTextEncoder
 from nextscale.families.hart.tokenizer import HARTTokenizer, HARTTokenizerConfig
 from nextscale.families.hart.transformer import HARTTransformer, HARTTransformerConfig
-from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_prompts
+from nextscale.families.pipeline import TextPipeline
+from nextscale.families.text import Prompts, TextEncoder, encode_prompts
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.request import (
@@ -39,7 +40,7 @@ from nextscale.generation.request import (
     with_values,
 )
 from nextscale.generation.soft import SoftCodes
-from nextscale.generation.tokens import Drawer, Filters, Sampler
+from nextscale.generation.tokens import Drawer, Sampler
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.schedules import StrengthLike
@@ -54,7 +55,7 @@ OFFICIAL_DEFAULTS = {"guidance_scale": 4.5, "top_p": 0.0, "temperature": 1.0, "m
 TOP_K_EARLY, TOP_K_LATE, TOP_K_CHANGES_AT = 600, 300, 7
 
 
-class HARTPipeline:
+class HARTPipeline(TextPipeline):
     """Text-to-image generation with hybrid tokens (HART, arXiv 2410.10812).
 
     Make one with :meth:`from_pretrained` or :meth:`from_official`.
@@ -183,14 +184,6 @@ class HARTPipeline:
         return self.transformer.schedule
 
     @property
-    def device(self) -> torch.device:
-        return self.transformer.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
-
-    @property
     def image_size(self) -> tuple[int, int]:
         """``(height, width)`` of the pictures, in pixels."""
         h, w = self.schedule.final
@@ -255,7 +248,8 @@ class HARTPipeline:
         scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
         cfg = with_values(resolve_cfg(scale, "extra", "linear-hold"), grids)
         spatial = with_values(resolve_ssg(ssg, self.defaults), grids)
-        filters = self._filters(top_k=top_k, top_p=top_p, temperature=temperature, min_p=min_p)
+        drawn_from = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "min_p": min_p}
+        filters = self._filters(self.schedule, self.transformer.config.vocab_size, **drawn_from)
         soft = bool(self.defaults["more_smooth"] if more_smooth is None else more_smooth)
         masked_counts(self.schedule.lengths[-1], mask_iterations)  # raises before prompts are encoded
         guidance = GuidanceChain([cfg, spatial])
@@ -300,20 +294,6 @@ class HARTPipeline:
             dtype=self.dtype,
         )
         return GenerationOutput(images, tokens, seeds, settings)
-
-    def encode_prompts(self, prompts: Prompts) -> TextFeatures:
-        """Features of prompts, to be passed instead of them; after that, ``text_encoder.release()`` frees the
-        encoder's memory."""
-        return encode_prompts(prompts, self.text_encoder)[1]
-
-    def _decode(self, latent: Tensor) -> Tensor:
-        """One picture at a time: a decoder takes much memory, and gains nothing from batches this large."""
-        return torch.cat([self.tokenizer.decode_latent(f_hat) for f_hat in latent.split(1)])
-
-    def _filters(self, **given: Any) -> Filters:
-        filters = Filters(**{k: self.defaults[k] if v is None else v for k, v in given.items()})
-        filters.check(vocab_size=self.transformer.config.vocab_size, num_steps=self.schedule.num_steps)
-        return filters
 
     def _given(self, maps: Sequence[Tensor], count: int) -> list[Tensor]:
         """Given tokens as ``(count, h, w)`` on this device."""

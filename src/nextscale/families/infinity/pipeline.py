@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from nextscale.families.infinity.session import InfinitySession
 from nextscale.families.infinity.text import PUBLISHED, PUBLISHED_WIDTH, as_encoder, encoder_name
 from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
-from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_negative, encode_prompts
+from nextscale.families.pipeline import TextPipeline
+from nextscale.families.text import Prompts, TextEncoder, encode_negative, encode_prompts
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.request import (
@@ -45,7 +47,7 @@ from nextscale.generation.request import (
     resolve_ssg,
     with_values,
 )
-from nextscale.generation.tokens import Drawer, Filters, Sampler
+from nextscale.generation.tokens import Drawer, Sampler
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.schedules import StrengthLike
@@ -59,7 +61,7 @@ FAMILY = "infinity"
 OFFICIAL_DEFAULTS = {"guidance_scale": 3.0, "temperature": 1.0, "top_k": 0, "top_p": 0.97, "pixels": FULL}
 
 
-class InfinityPipeline:
+class InfinityPipeline(TextPipeline):
     """Text-to-image generation with bitwise tokens (Infinity, arXiv 2412.04431).
 
     Make one with :meth:`from_pretrained` or :meth:`from_official`.
@@ -197,14 +199,6 @@ class InfinityPipeline:
         return self.schedule_for()
 
     @property
-    def device(self) -> torch.device:
-        return self.transformer.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
-
-    @property
     def image_size(self) -> tuple[int, int]:
         """``(height, width)`` in pixels of a call that does not name a size."""
         return self.size_of(self.schedule)
@@ -292,7 +286,9 @@ class InfinityPipeline:
         scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
         cfg = with_values(resolve_cfg(scale, "interpolate"), grids.grids)
         spatial = with_values(resolve_ssg(ssg, self.defaults), grids.grids)
-        filters = self._filters(grids, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        drawn_from = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "min_p": min_p}
+        # A bit has two values, so any top_k from 2 on keeps both, as the official default of 900 does.
+        filters = self._filters(grids, sys.maxsize, **drawn_from)
         guidance = GuidanceChain([cfg if ON_LOGITS in layers else None, spatial])
         texts, features = encode_prompts(prompts, self.text_encoder)
         seeds = resolve_seeds(seed, len(features))
@@ -326,7 +322,9 @@ class InfinityPipeline:
             )
             return draw_batch(session, draw, guidance, on_step)
 
-        images, tokens = draw_batches(len(features), batch_size, draw_span, self._decoder(tile), output_type)
+        images, tokens = draw_batches(
+            len(features), batch_size, draw_span, partial(self._decode, tile=tile), output_type
+        )
         settings = call_settings(
             family=FAMILY,
             model=self.name,
@@ -345,21 +343,6 @@ class InfinityPipeline:
             dtype=self.dtype,
         )
         return GenerationOutput(images, tokens, seeds, settings)
-
-    def encode_prompts(self, prompts: Prompts) -> TextFeatures:
-        """Features of prompts, to be passed instead of them; after that, ``text_encoder.release()`` frees the
-        encoder's memory."""
-        return encode_prompts(prompts, self.text_encoder)[1]
-
-    def _filters(self, grids: ScaleSchedule, **given: Any) -> Filters:
-        filters = Filters(**{k: self.defaults[k] if v is None else v for k, v in given.items()})
-        # A bit has two values, so any top_k from 2 on keeps both, as the official default of 900 does.
-        filters.check(vocab_size=sys.maxsize, num_steps=grids.num_steps)
-        return filters
-
-    def _decoder(self, tile: int | None) -> Callable[[Tensor], Tensor]:
-        """One picture at a time: a decoder takes much memory, and gains nothing from batches."""
-        return lambda latent: torch.cat([self.tokenizer.decode_latent(f, tile) for f in latent.split(1)])
 
     # ------------------------------------------------------------------ further uses
 
@@ -383,7 +366,7 @@ class InfinityPipeline:
         size = (first.height, first.width) if isinstance(first, Image.Image) else self.image_size
         pictures = image_tensor(images, size)
         latent = self.tokenizer.partial_sums(self.tokenizer.encode(pictures, grids), grids)[-1]
-        return convert_images(self._decoder(tile)(latent), output_type)
+        return convert_images(self._decode(latent, tile=tile), output_type)
 
     def memory_estimate(
         self,

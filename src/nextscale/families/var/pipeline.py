@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nextscale import __version__
 from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.families.pipeline import Pipeline
 from nextscale.families.var import checkpoint
 from nextscale.families.var.classes import imagenet_classes, resolve_labels
 from nextscale.families.var.memory import estimate_memory
@@ -37,7 +38,7 @@ from nextscale.generation.request import (
     with_values,
 )
 from nextscale.generation.soft import SoftCodes
-from nextscale.generation.tokens import Drawer, Filters, Sampler
+from nextscale.generation.tokens import Drawer, Sampler
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.schedules import StrengthLike
@@ -54,7 +55,7 @@ OFFICIAL_DEFAULTS = {"guidance_scale": 1.5, "top_k": 900, "top_p": 0.96, "temper
 Label = int | str
 
 
-class VARPipeline:
+class VARPipeline(Pipeline):
     """Class-conditional next-scale generation (VAR, arXiv 2404.02905).
 
     Make one with :meth:`from_pretrained` or :meth:`from_official`.
@@ -159,14 +160,6 @@ class VARPipeline:
         return self.transformer.schedule
 
     @property
-    def device(self) -> torch.device:
-        return self.transformer.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.dtype
-
-    @property
     def image_size(self) -> tuple[int, int]:
         """``(height, width)`` of the pictures, in pixels."""
         h, w = self.schedule.final
@@ -214,7 +207,8 @@ class VARPipeline:
         scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
         cfg = with_values(resolve_cfg(scale, "extra"), self.schedule.grids)
         spatial = with_values(resolve_ssg(ssg, self.defaults), self.schedule.grids)
-        filters = self._filters(top_k, top_p, min_p, temperature)
+        drawn_from = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "min_p": min_p}
+        filters = self._filters(self.schedule, self.transformer.config.vocab_size, **drawn_from)
         guidance = GuidanceChain([cfg, spatial])
 
         def draw_span(span: slice) -> Drawn:
@@ -263,19 +257,6 @@ class VARPipeline:
         models = [self.transformer, self.tokenizer.quantize]
         *tokens, latent = self.recordings.run(models, kind, size, run, labels, draw.noise.drawn)
         return Drawn(tokens, latent)
-
-    def _filters(
-        self,
-        top_k: int | None,
-        top_p: float | None,
-        min_p: float,
-        temperature: float | Sequence[float] | None,
-    ) -> Filters:
-        given: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "temperature": temperature}
-        chosen = {k: self.defaults[k] if v is None else v for k, v in given.items()}
-        filters = Filters(min_p=min_p, **chosen)
-        filters.check(vocab_size=self.transformer.config.vocab_size, num_steps=self.schedule.num_steps)
-        return filters
 
     def memory_estimate(
         self,

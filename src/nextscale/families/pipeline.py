@@ -1,0 +1,51 @@
+"""What the pipelines of the families have in common beyond the surface of their calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_prompts
+from nextscale.generation.tokens import Filters
+from nextscale.scales import ScaleSchedule
+
+
+class Pipeline:
+    """A pipeline is where its transformer is, in the transformer's dtype, and has defaults for its calls."""
+
+    transformer: Any
+    defaults: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.transformer.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.transformer.dtype
+        return dtype
+
+    def _filters(self, schedule: ScaleSchedule, vocab_size: int, **given: Any) -> Filters:
+        """The filters of a call over these grids; what is ``None`` is the default. Raises what they raise."""
+        filters = Filters(**{k: self.defaults[k] if v is None else v for k, v in given.items()})
+        filters.check(vocab_size=vocab_size, num_steps=schedule.num_steps)
+        return filters
+
+
+class TextPipeline(Pipeline):
+    """A pipeline that takes prompts."""
+
+    tokenizer: Any
+    text_encoder: TextEncoder | None
+
+    def encode_prompts(self, prompts: Prompts) -> TextFeatures:
+        """Features of prompts, to be passed instead of them; after that, ``text_encoder.release()`` frees the
+        encoder's memory."""
+        return encode_prompts(prompts, self.text_encoder)[1]
+
+    def _decode(self, latent: Tensor, **options: Any) -> Tensor:
+        """One picture at a time: a decoder takes much memory, and gains nothing from batches this large."""
+        return torch.cat([self.tokenizer.decode_latent(one, **options) for one in latent.split(1)])
