@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nextscale.nn.attention import block_causal_mask, normalise_qk
+from nextscale.nn.attention import block_causal_mask, normalise_qk, split_heads
 from nextscale.scales import ScaleSchedule
 
 
@@ -35,30 +35,37 @@ def test_a_position_attends_to_its_own_step_and_all_coarser_ones(preset: str):
 
 def test_unit_keys_and_queries_of_a_learned_length():
     torch.manual_seed(0)
-    q, k = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
+    qkv = torch.randn(2, 5, 3 * 24)
     log_scale = torch.tensor([0.0, math.log(4), 2.0]).view(1, 3, 1, 1)
-    unit_q, unit_k = normalise_qk(q, k, log_scale)
+    q, k, v = split_heads(qkv, 3)
+    unit_q, unit_k, same_v = split_heads(qkv, 3, log_scale)
     torch.testing.assert_close(unit_k, F.normalize(k, dim=-1))
-    torch.testing.assert_close(unit_q.norm(dim=-1)[0, :, 0], torch.tensor([1.0, 4.0, math.e**2]))
-    torch.testing.assert_close(F.normalize(unit_q, dim=-1), F.normalize(q, dim=-1))
+    torch.testing.assert_close(unit_q, F.normalize(q, dim=-1) * log_scale.exp())
+    assert torch.equal(v, same_v)
+
+
+def test_heads_are_consecutive_channels_of_queries_then_keys_then_values():
+    qkv = torch.arange(2 * 4 * 3 * 6.0).view(2, 4, 18)
+    for part, found in enumerate(split_heads(qkv, 2)):
+        for head in range(2):
+            first = 6 * part + 3 * head
+            assert torch.equal(found[:, head], qkv[:, :, first : first + 3])
 
 
 def test_the_length_has_a_ceiling_of_one_hundred():
-    q = torch.ones(1, 4, 1, 2)
     log_scale = torch.tensor([4.0, math.log(100), 5.0, 80.0]).view(1, 4, 1, 1)
-    lengths = normalise_qk(q, q, log_scale)[0].norm(dim=-1).flatten()
-    torch.testing.assert_close(lengths, torch.tensor([math.e**4, 100.0, 100.0, 100.0]))
+    q = normalise_qk(torch.ones(1, 1, 2, 4, 2), log_scale)[:, :, 0]
+    torch.testing.assert_close(q.norm(dim=-1).flatten(), torch.tensor([math.e**4, 100.0, 100.0, 100.0]))
 
 
 def test_a_vector_of_zeros_stays_finite():
-    q, k = normalise_qk(torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 1))
-    assert torch.equal(q, torch.zeros_like(q))
-    assert torch.equal(k, torch.zeros_like(k))
+    zeros = torch.zeros(1, 1, 2, 1, 4)
+    assert torch.equal(normalise_qk(zeros, torch.zeros(1, 1, 1, 1)), zeros)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_becomes_float32(dtype: torch.dtype):
-    q = torch.full((1, 1, 1, 64), 200.0, dtype=dtype)  # the sum of its squares is too large for float16
-    found, unit = normalise_qk(q, q, torch.zeros(1, 1, 1, 1, dtype=dtype))
-    assert found.dtype == unit.dtype == torch.float32
-    torch.testing.assert_close(unit, torch.full((1, 1, 1, 64), 1 / 8))
+    qk = torch.full((1, 1, 2, 1, 64), 200.0, dtype=dtype)  # the sum of its squares is too large for float16
+    found = normalise_qk(qk, torch.zeros(1, 1, 1, 1, dtype=dtype))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.full((1, 1, 2, 1, 64), 1 / 8))

@@ -11,9 +11,11 @@ def make(capacity: int = 6, dtype: torch.dtype = torch.float32) -> KVCache:
     return KVCache.layers(2, 2, 3, capacity, 4, dtype=dtype, device=torch.device("cpu"))[1]
 
 
-def test_returns_all_that_was_appended():
-    cache = make()
-    parts = [torch.randn(2, 3, n, 4) for n in (1, 2, 3)]
+@pytest.mark.parametrize("capacity", [6, 3, 0])
+def test_returns_all_that_was_appended(capacity: int):
+    cache = make(capacity)
+    lengths = {6: (1, 2, 3), 3: (1, 2, 3), 0: (6,)}[capacity]  # the last are beyond the capacity, or not
+    parts = [torch.randn(2, 3, n, 4) for n in lengths]
     for i, part in enumerate(parts):
         keys, values = cache.append(part, -part)
         expected = torch.cat(parts[: i + 1], dim=2)
@@ -30,14 +32,26 @@ def test_memory_is_allocated_once():
         assert (keys.data_ptr(), values.data_ptr()) == where
 
 
+def test_what_comes_last_is_not_kept():
+    cache = make(capacity=2)
+    stored = torch.randn(2, 3, 2, 4)
+    cache.append(stored, stored)
+    keys, values = cache.append(torch.ones(2, 3, 5, 4), torch.ones(2, 3, 5, 4))
+    assert keys.shape == values.shape == (2, 3, 7, 4)
+    assert torch.equal(cache.keys, stored)
+    assert torch.equal(cache.values, stored)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_holds_the_given_type(dtype: torch.dtype):
     keys, values = make(dtype=dtype).append(torch.ones(2, 3, 1, 4), torch.ones(2, 3, 1, 4))
     assert keys.dtype == values.dtype == dtype
 
 
-def test_more_than_its_capacity_is_an_error():
+@pytest.mark.parametrize("first, then", [(1, 2), (2, 1)])
+def test_positions_that_follow_the_last_are_an_error(first: int, then: int):
     cache = make(capacity=2)
-    cache.append(torch.ones(2, 3, 2, 4), torch.ones(2, 3, 2, 4))
-    with pytest.raises(InvalidArgumentError, match=r"room for 2 positions, not for 2 \+ 1"):
-        cache.append(torch.ones(2, 3, 1, 4), torch.ones(2, 3, 1, 4))
+    for count in (first, 3) if first == 2 else (first,):
+        cache.append(*[torch.ones(2, 3, count, 4)] * 2)
+    with pytest.raises(InvalidArgumentError, match=rf"room for 2 positions, not for {cache.length} \+ {then}"):
+        cache.append(*[torch.ones(2, 3, then, 4)] * 2)

@@ -27,20 +27,28 @@ def level_mask(lengths: Sequence[int], *, device: torch.device | None = None) ->
     return level[:, None] >= level[None, :]
 
 
-def normalise_qk(q: Tensor, k: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit queries times a learned temperature per head, and unit keys; both ``(B, H, L, d)``, in float32.
+def split_heads(qkv: Tensor, heads: int, log_scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Projected positions ``(B, l, 3C)`` -> queries, keys and values, ``(B, H, l, d)`` each.
 
-    The temperature ``log_scale`` ``(1, H, 1, 1)`` is a logarithm with a ceiling at ln 100.
+    log_scale: ``(1, H, 1, 1)``; with it, queries and keys are those of :func:`normalise_qk`.
     """
-    scale = log_scale.float().clamp(max=MAX_LOG_SCALE).exp()
-    q, k = q.float(), k.float()
-    return q * (scale * _inverse_length(q)), k * _inverse_length(k)
+    parts = qkv.unflatten(-1, (3, heads, -1))
+    qk, v = parts[:, :, :2], parts[:, :, 2].transpose(1, 2)
+    q, k = (qk if log_scale is None else normalise_qk(qk, log_scale)).permute(2, 0, 3, 1, 4)
+    return q, k, v
 
 
-def _inverse_length(x: Tensor) -> Tensor:
-    """``(..., d)`` -> ``(..., 1)``, bounded as in :func:`torch.nn.functional.normalize`."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return length.clamp_min(1e-12).reciprocal()
+def normalise_qk(qk: Tensor, log_scale: Tensor) -> Tensor:
+    """Unit queries times a learned temperature per head, and unit keys: ``(B, l, 2, H, d)``, in float32.
+
+    The temperature ``log_scale`` ``(1, H, 1, 1)`` is a logarithm with a ceiling at ln 100. Lengths are bounded
+    as in :func:`torch.nn.functional.normalize`. Both are made at once, and as they lie in memory: heads are
+    brought together by whoever reads them next.
+    """
+    qk = qk.float()
+    temperature = log_scale.float().clamp(max=MAX_LOG_SCALE).exp().view(-1, 1)  # (H, 1)
+    inverse = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).clamp_min(1e-12).reciprocal()
+    return qk * (inverse * torch.stack([temperature, torch.ones_like(temperature)]))
 
 
 class Rotation(NamedTuple):

@@ -9,7 +9,12 @@ from nextscale.errors import InvalidArgumentError
 
 
 class KVCache:
-    """Static cache of one attention layer: ``(B, H, capacity, d)`` for keys and values."""
+    """Static cache of one attention layer: ``(B, H, capacity, d)`` for keys and values.
+
+    It holds the positions that others follow. Those of the last step, which are two fifths of all in the
+    published models, come when it is full: they are joined to the others for the one layer that reads them,
+    and are gone when it has.
+    """
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
@@ -27,34 +32,39 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> list[KVCache]:
-        """The caches of ``count`` layers, in one piece of memory: so that all of it is given back at once."""
+        """The caches of ``count`` layers, in one piece of memory: so that all of it is given back at once.
+
+        capacity: all positions but those of the last step.
+        """
         room = torch.empty(count, 2, batch, heads, capacity, head_dim, dtype=dtype, device=device)
         return [cls(*layer.unbind()) for layer in room]
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values ``(B, H, l, d)`` of new positions, in the cache's dtype; return all so far.
+        """Keys and values of all positions, the new ones ``(B, H, l, d)`` stored in the cache's dtype.
 
-        Raises InvalidArgumentError if they are more than the capacity.
+        Raises InvalidArgumentError if they are neither within the capacity nor the first beyond it.
         """
-        keys, values = self.room(k.shape[2])
-        keys.copy_(k)
-        values.copy_(v)
-        return self.stored
+        new = k.shape[2]
+        keys, values = self.extended(new)
+        keys[:, :, -new:] = k
+        values[:, :, -new:] = v
+        return keys, values
 
-    def room(self, count: int) -> tuple[Tensor, Tensor]:
-        """Where keys and values ``(B, H, count, d)`` of new positions go; they count as stored from now on.
+    def extended(self, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all positions, ``(B, H, L, d)``, of which the last ``count`` are to be written.
 
-        Raises InvalidArgumentError if they are more than the capacity.
+        They count as stored from now on. Raises what :meth:`append` raises.
         """
-        start, end = self.length, self.length + count
-        if end > self.keys.shape[2]:  # a slice would quietly be too short
+        start, end, capacity = self.length, self.length + count, self.keys.shape[2]
+        if end > capacity and start != capacity:  # a slice would quietly be too short
             raise InvalidArgumentError(
-                f"the cache has room for {self.keys.shape[2]} positions, not for {start} + {count}"
+                f"the cache has room for {capacity} positions, not for {start} + {count}"
             )
         self.length = end
-        return self.keys[:, :, start:end], self.values[:, :, start:end]
-
-    @property
-    def stored(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of all positions so far, ``(B, H, L, d)`` each."""
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        if end <= capacity:
+            return self.keys[:, :, :end], self.values[:, :, :end]
+        batch, heads, _, width = self.keys.shape
+        joined = self.keys.new_empty(2, batch, heads, end, width)
+        for all_so_far, stored in zip(joined, (self.keys, self.values), strict=True):
+            all_so_far[:, :, :start] = stored
+        return joined[0], joined[1]

@@ -41,6 +41,7 @@ def estimate_memory(
     with torch.device("meta"):
         models = [HARTTransformer(transformer), HARTTokenizer(tokenizer)]
     h, w = schedule.final
+    stored = transformer.sequence_length - masked_counts(schedule.lengths[-1], mask_iterations)[-2]
     decoder = decoder_peak(
         [tokenizer.ch * m for m in tokenizer.ch_mult],
         schedule.final,
@@ -54,7 +55,7 @@ def estimate_memory(
     return MemoryEstimate(
         weights=weight_bytes(models, dtype),
         layouts=layout_bytes(models[0], dtype, device),
-        cache=2 * transformer.depth * rows * transformer.sequence_length * transformer.embed_dim * size,
+        cache=2 * transformer.depth * rows * stored * transformer.embed_dim * size,
         activations=_activations(transformer, batch, rows, size, ssg, mask_iterations, top_k),
         decoder=decoder + pictures,
     )
@@ -84,9 +85,12 @@ def _activations(
     filters, last = Filters(top_k=top_k), len(lengths) - 1
     peak, earlier = 0, 0
     for step, count in enumerate([*lengths[:-1], *parts]):
-        open_here = max(feed_forward, attention, head if step >= last else 0)
+        open_here = count * max(feed_forward, attention, head if step >= last else 0)
+        if step == last + len(parts) - 1:  # keys and values of all positions, for the layer that reads them
+            joined = 2 * width * size * config.sequence_length
+            open_here = max(open_here, count * attention + joined)
         # Those of the pass before are still there: guided, and before SSG.
-        computing = rows * count * open_here + (1 + ssg) * logits * earlier
+        computing = rows * open_here + (1 + ssg) * logits * earlier
         drawing = (1 + ssg) * logits * count + drawing_bytes(
             batch * count, config.vocab_size, filters.top_k_at(min(step, last))
         )

@@ -89,7 +89,7 @@ class HARTSession:
             len(transformer.blocks),
             len(branches) * len(text),
             config.num_heads,
-            config.sequence_length,
+            config.sequence_length - self.masked[-2],
             config.head_dim,
             dtype=transformer.dtype,
             device=transformer.device,

@@ -20,7 +20,7 @@ from nextscale.families.hart.diffusion import ResidualDiffusion
 from nextscale.families.hart.rotary import Rotation, map_positions, rotate
 from nextscale.families.text import TextFeatures
 from nextscale.kernels import attention
-from nextscale.nn.attention import level_mask, normalise_qk
+from nextscale.nn.attention import level_mask, split_heads
 from nextscale.nn.cache import KVCache
 from nextscale.nn.initial import Embedding, normal
 from nextscale.nn.linear import Linear
@@ -129,13 +129,9 @@ class SelfAttention(nn.Module):
         """x ``(B, L, C)`` -> the same shape."""
         batch, length, dim = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = self.qkv_proj(x.to(bias.dtype), bias=bias).view(batch, length, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
-        if self.scale_mul_1H11 is None:
-            scale = 0.25 / math.sqrt(dim // self.heads)
-        else:
-            scale = 1.0
-            q, k = normalise_qk(q, k, self.scale_mul_1H11)
+        qkv = self.qkv_proj(x.to(bias.dtype), bias=bias)
+        q, k, v = split_heads(qkv, self.heads, self.scale_mul_1H11)
+        scale = 0.25 / math.sqrt(dim // self.heads) if self.scale_mul_1H11 is None else 1.0
         q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(k, v)

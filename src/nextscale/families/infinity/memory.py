@@ -34,12 +34,13 @@ def estimate_memory(
     width, hidden, depth = transformer.embed_dim, transformer.ffn_dim, transformer.depth
     with torch.device("meta"):
         models = [InfinityTransformer(transformer), InfinityTokenizer(tokenizer)]
-    cached = schedule.num_tokens + text_tokens
+    cached = schedule.offsets[-2] + text_tokens
     # Per position of the last scale, in bytes: the stream (float32) as the step's input, the block's and its
     # successor, beside what the feed-forward or the self-attention has open; see transformer.Block.
     feed_forward = 12 * width + 2 * size * (width + hidden)
     attention = (28 + 4 * size) * width
     longest = schedule.lengths[-1]
+    joined = 2 * size * width * schedule.num_tokens  # keys and values of all scales, for the layer that reads them
     h, w = schedule.final
     decoder = decoder_peak(
         [tokenizer.ch * m for m in tokenizer.decoder_ch_mult],
@@ -56,6 +57,6 @@ def estimate_memory(
         weights=weight_bytes(models, dtype),
         layouts=layout_bytes(models[0], dtype, device),
         cache=2 * depth * rows * cached * width * size,
-        activations=rows * longest * max(feed_forward, attention),
+        activations=rows * max(longest * feed_forward, longest * attention + joined),
         decoder=decoder + pictures,
     )

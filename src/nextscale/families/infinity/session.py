@@ -66,7 +66,7 @@ class InfinitySession:
             len(transformer.blocks),
             len(text),
             config.num_heads,
-            schedule.offsets[self.num_steps],
+            schedule.offsets[self.num_steps - 1],
             config.head_dim,
             dtype=transformer.dtype,
             device=transformer.device,

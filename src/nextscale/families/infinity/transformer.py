@@ -24,7 +24,7 @@ from nextscale.families.infinity.conditioning import TextNorm, TextPool, keys_va
 from nextscale.families.infinity.schedules import rope_reference
 from nextscale.families.text import TextFeatures
 from nextscale.kernels import attention, modulated_norm
-from nextscale.nn.attention import Rotation, block_causal_mask, grid_rotation, normalise_qk, rotate_pairs
+from nextscale.nn.attention import Rotation, block_causal_mask, grid_rotation, rotate_pairs, split_heads
 from nextscale.nn.cache import KVCache
 from nextscale.nn.initial import Embedding, normal
 from nextscale.nn.linear import Linear
@@ -151,9 +151,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         batch, length, dim = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = self.mat_qkv(x, bias=bias).view(batch, length, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
-        q, k = normalise_qk(q, k, self.scale_mul_1H11)
+        q, k, v = split_heads(self.mat_qkv(x, bias=bias), self.heads, self.scale_mul_1H11)
         q, k = rotate_pairs(q, rotation).to(v.dtype), rotate_pairs(k, rotation).to(v.dtype)
         if cache is not None:
             k, v = cache.append(k, v)

@@ -55,7 +55,7 @@ def estimate_memory(
     return MemoryEstimate(
         weights=weight_bytes(models, dtype),
         layouts=layout_bytes(models[0], dtype, device),
-        cache=2 * transformer.depth * rows * schedule.num_tokens * transformer.embed_dim * size + modulations,
+        cache=2 * transformer.depth * rows * schedule.offsets[-2] * transformer.embed_dim * size + modulations,
         activations=_activations(transformer, batch, rows, size, ssg, top_k),
         decoder=decoder + (batch - at_once) * pixels * tokenizer.in_channels * 4,
     )
@@ -78,7 +78,9 @@ def _activations(
     for step, count in enumerate(lengths):
         # Of the step before: guided logits, those before SSG, and what SSG remembers.
         held = (1 + 2 * ssg) * logits * earlier
-        blocks = rows * count * max(feed_forward, attention) + held
+        # At the last step, keys and values of all steps, for the layer that reads them.
+        joined = 2 * width * size * config.schedule.num_tokens * (step + 1 == len(lengths))
+        blocks = rows * max(count * feed_forward, count * attention + joined) + held
         branches = rows * count * config.vocab_size
         converting = branches * (4 + size * (size < 4)) + stream * count + held
         guiding = branches * 4 + 2 * logits * count * (rows > batch) + stream * count + held

@@ -41,7 +41,7 @@ class VARSession:
             len(transformer.blocks),
             len(rows),
             config.heads,
-            self.schedule.num_tokens,
+            self.schedule.offsets[-2],
             config.embed_dim // config.heads,
             dtype=transformer.dtype,
             device=transformer.device,

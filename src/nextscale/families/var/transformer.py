@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.kernels import attention, fused_for, gated, gated_norm, modulated_norm
-from nextscale.nn.attention import MAX_LOG_SCALE, block_causal_mask, normalise_qk
+from nextscale.nn.attention import MAX_LOG_SCALE, block_causal_mask, split_heads
 from nextscale.nn.cache import KVCache
 from nextscale.nn.initial import Embedding, normal
 from nextscale.nn.linear import Linear
@@ -95,15 +95,13 @@ class SelfAttention(nn.Module):
         """Queries of these positions, keys and values of these or, with a cache, of all so far."""
         fused = fused_for(x)
         if fused is not None and cache is not None:
-            biases = self.q_bias, self.v_bias
-            room = cache.room(x.shape[1])
+            biases, new = (self.q_bias, self.v_bias), slice(-x.shape[1], None)
+            k, v = cache.extended(x.shape[1])
+            room = k[:, :, new], v[:, :, new]
             q = fused.split_heads(self.mat_qkv(x), *biases, self.scale_mul_1H11, MAX_LOG_SCALE, *room)
-            return q, *cache.stored
+            return q, k, v
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = self.mat_qkv(x, bias=bias).unflatten(2, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, d)
-        if self.scale_mul_1H11 is not None:
-            q, k = normalise_qk(q, k, self.scale_mul_1H11)
+        q, k, v = split_heads(self.mat_qkv(x, bias=bias), self.heads, self.scale_mul_1H11)
         if cache is not None:
             k, v = cache.append(k, v)
         return q, k, v
