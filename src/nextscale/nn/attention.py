@@ -41,9 +41,9 @@ def split_heads(qkv: Tensor, heads: int, log_scale: Tensor | None = None) -> tup
 def normalise_qk(qk: Tensor, log_scale: Tensor) -> Tensor:
     """Unit queries times a learned temperature per head, and unit keys: ``(B, l, 2, H, d)``, in float32.
 
-    The temperature ``log_scale`` ``(1, H, 1, 1)`` is a logarithm with a ceiling at ln 100. Lengths are bounded
-    as in :func:`torch.nn.functional.normalize`. Both are made at once, and as they lie in memory: heads are
-    brought together by whoever reads them next.
+    The temperature ``log_scale`` ``(1, H, 1, 1)`` is a logarithm with a ceiling at ln 100. Lengths are
+    bounded as in :func:`torch.nn.functional.normalize`. Both are made at once, and as they lie in memory:
+    heads are brought together by whoever reads them next.
     """
     qk = qk.float()
     temperature = log_scale.float().clamp(max=MAX_LOG_SCALE).exp().view(-1, 1)  # (H, 1)

@@ -40,7 +40,8 @@ def estimate_memory(
     feed_forward = 12 * width + 2 * size * (width + hidden)
     attention = (28 + 4 * size) * width
     longest = schedule.lengths[-1]
-    joined = 2 * size * width * schedule.num_tokens  # keys and values of all scales, for the layer that reads them
+    # At the last scale, keys and values of all scales, for the layer that reads them.
+    joined = 2 * size * width * schedule.num_tokens
     h, w = schedule.final
     decoder = decoder_peak(
         [tokenizer.ch * m for m in tokenizer.decoder_ch_mult],

@@ -51,11 +51,12 @@ def estimate_memory(
         device=device,
         channels=tokenizer.in_channels,
     )
-    modulations = transformer.depth * rows * 6 * transformer.embed_dim * size
+    # Numbers per row and channel: keys and values before the last step, and what blocks are modulated by.
+    kept = transformer.depth * (2 * schedule.offsets[-2] + 6)
     return MemoryEstimate(
         weights=weight_bytes(models, dtype),
         layouts=layout_bytes(models[0], dtype, device),
-        cache=2 * transformer.depth * rows * schedule.offsets[-2] * transformer.embed_dim * size + modulations,
+        cache=kept * rows * transformer.embed_dim * size,
         activations=_activations(transformer, batch, rows, size, ssg, top_k),
         decoder=decoder + (batch - at_once) * pixels * tokenizer.in_channels * 4,
     )
