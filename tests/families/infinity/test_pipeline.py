@@ -681,7 +681,7 @@ def test_memory_of_published_models():
     assert estimate.weights == 2 * (2_204_564_032 + 110_118_051)
     # K and V, blocks, rows, tokens before the last scale, channels, bytes
     assert estimate.cache == 2 * 32 * 2 * (10521 - 4096) * 2048 * 2
-    assert 0.5e9 < estimate.activations < 0.7e9
+    assert 0.7e9 < estimate.activations < 0.8e9
     assert 1.5e9 < estimate.decoder < 1.8e9
     assert estimate.total == estimate.weights + estimate.cache + estimate.activations
     assert "at the peak (weights 4.311 GiB" in str(estimate)
