@@ -15,6 +15,7 @@ import torch
 from nextscale.families.var.pipeline import VARPipeline
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
+from nextscale.generation.loop import StepInfo
 from nextscale.sampling.drawing import RunPictures, settle_group
 from nextscale.sampling.plan import RunPlan, write_manifest
 from nextscale.sampling.worker import Worker
@@ -52,6 +53,28 @@ def model(pipe: VARPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def pictures(pipe: VARPipeline) -> RunPictures:
     return RunPictures(pipe, "labels", [0, 1, 2, 0, -1], 5, {"ssg": None})
+
+
+class Apart:
+    """A pipeline, but every picture is drawn alone: its bits depend on the batch on no machine."""
+
+    def __init__(self, pipe: VARPipeline) -> None:
+        self.pipe, self.device = pipe, pipe.device
+
+    def __call__(self, labels: Any, *, seed: Any, on_step: Any, **more: Any) -> Any:
+        steps: list[list[StepInfo]] = [[] for _ in labels]
+        drawn = [
+            self.pipe([label], seed=[number], on_step=infos.append, **more)
+            for label, number, infos in zip(labels, seed, steps, strict=True)
+        ]
+        for infos in zip(*steps, strict=True):
+            on_step(replace(infos[0], guided=torch.cat([info.guided for info in infos])))
+        return replace(drawn[0], images=torch.cat([one.images for one in drawn]))
+
+
+@pytest.fixture(scope="session")
+def apart(pictures: RunPictures) -> RunPictures:
+    return replace(pictures, pipe=Apart(pictures.pipe))
 
 
 @pytest.fixture(scope="session")

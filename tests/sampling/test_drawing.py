@@ -72,18 +72,17 @@ def test_pictures_of_prompts_keep_their_groups(plan: RunPlan, pictures: RunPictu
     assert settle_batch(replace(plan, key="prompts"), pictures, 4, refuse) == plan.group
 
 
-def test_a_group_that_does_not_fit_is_halved_only_where_the_bits_agree(
-    plan: RunPlan, pictures: RunPictures, limited: Callable[[int], RunPictures]
-):
+def test_a_group_that_does_not_fit_is_halved_only_where_the_bits_agree(plan: RunPlan, apart: RunPictures):
     notes: list[str] = []
-    four = settle_group(replace(plan, device="cuda"), pictures, 4, refuse)
-    assert settle_batch(four, limited(2), 4, notes.append) == 2  # 2 and 4 agree for this model
+    four = settle_group(replace(plan, device="cuda"), apart, 4, refuse)
+    limited = replace(apart, pipe=Limited(apart.pipe, 2))
+    assert settle_batch(four, limited, 4, notes.append) == 2
     assert "4 pictures at once do not fit" in notes[0]
     odd = replace(four, arithmetic=("0" * 64,) * 4)
     with pytest.raises(InvalidArgumentError, match=r"batches of 4, which do not fit .* smaller --batch-size"):
-        settle_batch(odd, limited(2), 4, notes.append)
+        settle_batch(odd, limited, 4, notes.append)
     with pytest.raises(InvalidArgumentError, match="computes other last bits"):
-        settle_batch(odd, pictures, 4, refuse)
+        settle_batch(odd, apart, 4, refuse)
 
 
 def test_digests_take_in_every_number(pictures: RunPictures):

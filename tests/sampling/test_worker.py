@@ -20,7 +20,7 @@ import torch
 
 from nextscale.errors import InvalidArgumentError, SamplingError
 from nextscale.sampling.claims import Claims
-from nextscale.sampling.drawing import RunPictures
+from nextscale.sampling.drawing import RunPictures, settle_group
 from nextscale.sampling.plan import LOGS, WORK, RunPlan, read_manifest, write_manifest
 from nextscale.sampling.reading import read_shard, verify
 from nextscale.sampling.worker import Progress, Worker
@@ -300,24 +300,27 @@ def test_a_batch_that_does_not_fit_is_halved(
 
 
 def test_memory_that_shrinks_halves_the_batch_in_the_middle_of_a_shard(
-    contents: Contents, tmp_path: Path, worker: MakeWorker, pictures: RunPictures, alone: dict[str, bytes]
+    contents: Contents, tmp_path: Path, worker: MakeWorker, plan: RunPlan, apart: RunPictures
 ):
     drawn: list[int] = []
 
     class Shrinking:
         def __init__(self) -> None:
-            self.device = pictures.pipe.device
+            self.device = apart.pipe.device
 
         def __call__(self, labels: Any, *, seed: Any, **more: Any) -> Any:
             drawn.append(len(labels))
             if 5 + 11 in seed and len(labels) > 2:
                 torch.empty(2**59)
-            return pictures.pipe(labels, seed=seed, **more)
+            return apart.pipe(labels, seed=seed, **more)
 
     notes: list[str] = []
-    worker(tmp_path, 4, pictures=replace(pictures, pipe=Shrinking()), note=notes.append).run()
+    arithmetic = settle_group(plan, apart, 2, notes.append).arithmetic
+    for name, pictures in (("whole", apart), ("shrunk", replace(apart, pipe=Shrinking()))):
+        folder = tmp_path / name
+        worker(folder, 4, pictures=pictures, arithmetic=arithmetic, note=notes.append).run()
     assert notes == ["4 pictures at once do not fit into the memory of cpu; drawing 2 at once"]
-    assert contents(tmp_path) == alone
+    assert contents(tmp_path / "shrunk") == contents(tmp_path / "whole")
     assert {4, 2} <= set(drawn)
 
 

@@ -34,7 +34,8 @@ def quiet(record: dict, step: int, total: int) -> None:
 def run(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tokenizer and transformer of the ``tiny`` recipe, trained one after the other."""
     root = tmp_path_factory.mktemp("run")
-    recipes.train_tokenizer(picture_folder, root / "tokenizer-run", recipe="tiny", images=960, report=quiet)
+    # Enough for the finer scales to help whatever the last bits of the sums, which differ between machines.
+    recipes.train_tokenizer(picture_folder, root / "tokenizer-run", recipe="tiny", images=1920, report=quiet)
     recipes.train_transformer(
         picture_folder,
         root / "model",
