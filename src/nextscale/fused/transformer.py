@@ -8,6 +8,16 @@ import triton.language as tl
 from torch import Tensor
 
 
+@triton.jit
+def _normed(values, scale, shift, column, inside, eps, WIDTH: tl.constexpr):
+    """``layer_norm(values) * (1 + scale) + shift`` of one row, for the kernels below."""
+    centred = tl.where(inside, values - tl.sum(values, 0) / WIDTH, 0.0)
+    normed = centred / tl.sqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
+    factor = tl.load(scale + column, mask=inside, other=0.0).to(tl.float32)
+    offset = tl.load(shift + column, mask=inside, other=0.0).to(tl.float32)
+    return offset + normed * (1.0 + factor)
+
+
 @triton.jit(do_not_specialize=["length"])
 def _modulated_norm(
     x, scale, shift, out, length, scale_stride, shift_stride, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr
@@ -17,11 +27,8 @@ def _modulated_norm(
     column = tl.arange(0, BLOCK)
     inside = column < WIDTH
     values = tl.load(x + row * WIDTH + column, mask=inside, other=0.0).to(tl.float32)
-    centred = tl.where(inside, values - tl.sum(values, 0) / WIDTH, 0.0)
-    normed = centred / tl.sqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
-    factor = tl.load(scale + sample * scale_stride + column, mask=inside, other=0.0).to(tl.float32)
-    offset = tl.load(shift + sample * shift_stride + column, mask=inside, other=0.0).to(tl.float32)
-    result = offset + normed * (1.0 + factor)
+    scale, shift = scale + sample * scale_stride, shift + sample * shift_stride
+    result = _normed(values, scale, shift, column, inside, eps, WIDTH)
     tl.store(out + row * WIDTH + column, result.to(out.dtype.element_ty), mask=inside)
 
 
@@ -78,11 +85,8 @@ def _gated(
     tl.store(total + place, stored, mask=inside)
     if NORMED:
         values = stored.to(tl.float32)  # the norm is that of what is stored
-        centred = tl.where(inside, values - tl.sum(values, 0) / WIDTH, 0.0)
-        normed = centred / tl.sqrt(tl.sum(centred * centred, 0) / WIDTH + eps)
-        factor = tl.load(scale + modulation + column, mask=inside, other=0.0).to(tl.float32)
-        offset = tl.load(shift + modulation + column, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + place, (offset + normed * (1.0 + factor)).to(out.dtype.element_ty), mask=inside)
+        result = _normed(values, scale + modulation, shift + modulation, column, inside, eps, WIDTH)
+        tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
 
 
 def gated_norm(

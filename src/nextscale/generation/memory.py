@@ -23,9 +23,10 @@ from nextscale.scales import Grid
 class MemoryEstimate:
     """Bytes a generation takes at its peak, by what they are for.
 
-    weights: of transformer and tokenizer, there all the time. cache: keys and values, of images and text.
-    activations: the peak inside of the transformer. decoder: the peak while pictures are decoded, when the
-    cache is gone. layouts: weights once more in another layout, for as long as a call takes.
+    weights: of transformer and tokenizer, there all the time. cache: keys and values that are kept, of images
+    (all steps but the last) and text. activations: the peak inside of the transformer. decoder: the peak
+    while pictures are decoded, when the cache is gone. layouts: weights once more in another layout, for as
+    long as a call takes.
     """
 
     weights: int
