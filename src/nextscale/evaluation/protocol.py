@@ -94,7 +94,7 @@ class Protocol:
                 f"unknown rounding {self.rounding!r}; known: {', '.join(get_args(Rounding))}"
             )
         if self.seed < 0 or self.seed + self.images > SEED_LIMIT:
-            raise InvalidArgumentError(f"seeds are from 0 up to 2^32; {self.images} from {self.seed} are not")
+            raise InvalidArgumentError(f"seeds are from 0 up to 2^64; {self.images} from {self.seed} are not")
 
     def label(self, index: int) -> int:
         """The class of a picture."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from nextscale import __version__
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.generation.loop import Session, StepCallback, generate
+from nextscale.generation.noise import VERSION
 from nextscale.generation.tokens import Drawer, Filters
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance, Convention, Ramp
@@ -24,7 +25,7 @@ from nextscale.kernels import constant_weights
 from nextscale.scales import Grid
 
 OutputType = Literal["pil", "pt", "np"]
-SEED_LIMIT = 2**32  # torch's CPU generator looks at no more bits
+SEED_LIMIT = 2**64  # the bits that noise.py hashes
 
 Method = TypeVar("Method", bound="ClassifierFreeGuidance | ScaledSpatialGuidance | None")
 
@@ -69,7 +70,7 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
             f"{len(values)} seeds for {count} images; give one number or one seed per image"
         )
     if values and values[-1] >= SEED_LIMIT:
-        raise InvalidArgumentError(f"seeds end below 2^32, but {count} of them from {values[0]} go beyond")
+        raise InvalidArgumentError(f"seeds end below 2^64, but {count} of them from {values[0]} go beyond")
     return values
 
 
@@ -79,7 +80,7 @@ def _seed(value: Any) -> int:
     except TypeError:
         number = -1
     if not 0 <= number < SEED_LIMIT:
-        raise InvalidArgumentError(f"a seed is a whole number from 0 up to 2^32, got {value!r}")
+        raise InvalidArgumentError(f"a seed is a whole number from 0 up to 2^64, got {value!r}")
     return number
 
 
@@ -154,6 +155,7 @@ def call_settings(
         "min_p": filters.min_p,
         "temperature": filters.temperature,
         "sampler": sampler,
+        "sampler_version": VERSION,
         "dtype": str(dtype).removeprefix("torch."),
     }
 

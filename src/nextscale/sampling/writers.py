@@ -130,7 +130,7 @@ class ParquetShard:
             ("image", image),
             (self._subject, label),
             ("index", pyarrow.int64()),
-            ("seed", pyarrow.int64()),
+            ("seed", pyarrow.uint64()),
         ]
         features = {"image": {"_type": "Image"}}
         features |= {name: {"dtype": str(kind), "_type": "Value"} for name, kind in fields if name != "image"}

@@ -92,7 +92,7 @@ def _activations(
         # Those of the pass before are still there: guided, and before SSG.
         computing = rows * open_here + (1 + ssg) * logits * earlier
         drawing = (1 + ssg) * logits * count + drawing_bytes(
-            batch * count, config.vocab_size, filters.top_k_at(min(step, last))
+            batch * count, config.vocab_size, filters.limits(min(step, last))["top_k"]
         )
         drawing += logits * earlier
         peak, earlier = max(peak, computing, drawing), count

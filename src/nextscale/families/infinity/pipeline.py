@@ -298,16 +298,14 @@ class InfinityPipeline(TextPipeline):
                 self.transformer.check_text(part)
         given = given_bits(self.tokenizer, given_tokens, grids, len(features))
         scales = [s if cfg.convention == "interpolate" else 1 + s for s in cfg.scales(grids)]
-        counts = [n * self.transformer.config.bits for n in grids.lengths]
 
         def draw_span(span: slice) -> Drawn:
             draw = Drawer(
                 sampler,
                 filters,
                 seeds[span],
-                counts,
                 self.device,
-                choices=2,
+                bits=True,
                 given=[maps[span] for maps in given],
             )
             session = InfinitySession(
