@@ -50,8 +50,9 @@ def version_note(settings: Mapping[str, Any]) -> str | None:
     if stored == VERSION or not (settings.get("sampler", "paired") == "paired" or elsewhere or mixed):
         return None
     return (
-        f"its random numbers were drawn in another way (version {stored!r} of the sampler; this is {VERSION}), "
-        f"so that it cannot be made again to the bit: the same settings and seeds give another picture now"
+        f"its random numbers were drawn in another way (version {stored!r} of the sampler; this is "
+        f"{VERSION}), so that it cannot be made again to the bit: the same settings and seeds give another "
+        f"picture now"
     )
 
 
