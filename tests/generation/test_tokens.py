@@ -134,7 +134,7 @@ def test_temperature_comes_before_the_filters():
         [True, False, False],
         [True, True, True],
     ]
-    torch.testing.assert_close(filters(logits, 2), logits / 10)
+    torch.testing.assert_close(filters(logits, 2), (logits - 2) / 10)  # the largest is moved to 0
 
 
 def test_settings_become_plain_numbers():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from nextscale.generation.race import ENTRIES_AT_ONCE
-from nextscale.kernels import LAYOUT_BYTES
+from nextscale.kernels import LAYOUT_BYTES, keeps_layouts
 from nextscale.nn.autoencoder import TRANSPOSED_CHANNELS
 from nextscale.nn.linear import Linear
 from nextscale.scales import Grid
@@ -68,7 +68,7 @@ def weight_bytes(modules: Sequence[nn.Module], dtype: torch.dtype) -> int:
 
 def layout_bytes(transformer: nn.Module, dtype: torch.dtype, device: torch.device) -> int:
     """Of the layouts of linear layers that are kept during a call; see :mod:`nextscale.kernels`."""
-    if device.type != "cpu" or dtype != torch.bfloat16:
+    if device.type != "cpu" or not keeps_layouts(dtype):
         return 0
     layers = [m for m in transformer.modules() if isinstance(m, Linear)]
     return min(sum(layer.weight.numel() * dtype.itemsize for layer in layers), LAYOUT_BYTES)

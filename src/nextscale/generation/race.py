@@ -20,10 +20,8 @@ from torch import Tensor
 
 from nextscale.generation.noise import derive, exponential, uniform
 
-Floats = NDArray[np.float32]
-
-ENTRIES_AT_ONCE: Final = 2**17
-"""Logits handled together on a CPU: half a MiB in float32, so that they stay in its caches."""
+ENTRIES_AT_ONCE: Final = 2**16
+"""Logits handled together on a CPU: a quarter of a MiB in float32, so that they stay in its caches."""
 
 
 def race(logits: Tensor, keys: Tensor) -> Tensor:
@@ -76,13 +74,14 @@ def _kept(logits: Tensor, largest: Tensor, *, top_k: int, top_p: float, min_p: f
     """
     values, vocabulary = logits.numpy(), logits.shape[-1]
     limit = top_k if 0 < top_k < vocabulary else vocabulary
-    ascending, tied = _largest(values, limit)
+    found, tied = _largest(logits, limit)
+    ascending = found.numpy()
     last = ascending[:, -limit, None]
     passed = None  # how many of those that tie with the last are removed
     if 0 < top_p < 1:
-        weights = (torch.from_numpy(ascending).double() - largest).exp_()
+        weights = found.double().sub_(largest).exp_()
         if tied:
-            weights[torch.from_numpy(ascending < last)] = 0
+            weights[found < torch.from_numpy(last)] = 0
         mass = weights.cumsum(-1).numpy()
         removed = np.count_nonzero(mass <= (1 - top_p) * mass[:, -1:], axis=-1)[:, None]
         removed = np.minimum(removed, mass.shape[-1] - 1)
@@ -97,19 +96,23 @@ def _kept(logits: Tensor, largest: Tensor, *, top_k: int, top_p: float, min_p: f
     return kept
 
 
-def _largest(values: Floats, limit: int) -> tuple[Floats, bool]:
+def _largest(logits: Tensor, limit: int) -> tuple[Tensor, bool]:
     """Find the ``limit`` largest values of every row ``(R, V)``, and whether more tie with their smallest.
 
     Those that tie are among them: ``(R, n)``, ascending, n at least ``limit``; where a row has more ties than
     another, the other's next smaller values fill it up.
     """
-    vocabulary = values.shape[-1]
-    if limit == vocabulary:
-        return np.sort(values, axis=-1), False
-    found = np.partition(values, vocabulary - limit, axis=-1)
-    n = np.count_nonzero(values >= found[:, vocabulary - limit, None], axis=-1).max(initial=limit)
-    found = found[:, vocabulary - limit :] if n == limit else values
-    return np.sort(found, axis=-1)[:, -n:], bool(n > limit)
+    vocabulary, n = logits.shape[-1], limit
+    found = logits.clone()
+    values = found.numpy()  # which numpy sorts ten times as fast as torch does
+    if limit < vocabulary:
+        values.partition(vocabulary - limit, axis=-1)
+        least = values[:, vocabulary - limit, None]
+        n = int(np.count_nonzero(values >= least, axis=-1).max(initial=limit))
+        if n > limit:
+            values.partition(vocabulary - n, axis=-1)
+    values[:, vocabulary - n :].sort(axis=-1)
+    return found[:, vocabulary - n :], n > limit
 
 
 def draw_bits(pairs: Tensor, words: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nextscale.generation.noise import Noise, Stream, exponential
+from nextscale.generation.race import ENTRIES_AT_ONCE
 from nextscale.generation.tokens import Drawer, Filters
 from nextscale.guidance.base import GuidanceStep
 
@@ -51,7 +52,14 @@ class SoftCodes:
         if isinstance(self.source, torch.Generator):
             drawn = torch.empty(filtered.shape, device=self.source.device).exponential_(generator=self.source)
         else:
-            cells = filtered.shape[1] if step.positions is None else step.positions
-            words = self.source.words(Stream.MIXTURES, step.index, cells, filtered.shape[2])
-            drawn = exponential(words).float()
+            cells = step.positions
+            if cells is None:
+                cells = torch.arange(filtered.shape[1], device=filtered.device)[None]
+            # Some cells at a time, since the numbers are made in 64 bits.
+            count = min(-(-filtered.shape[1] // 8), ENTRIES_AT_ONCE // (len(filtered) * filtered.shape[2]))
+            words = (
+                self.source.words(Stream.MIXTURES, step.index, some, filtered.shape[2])
+                for some in cells.split(max(1, count), dim=1)
+            )
+            drawn = torch.cat([exponential(some).float() for some in words], dim=1)
         return drawn.to(filtered.device)
