@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -42,24 +44,27 @@ class SoftCodes:
 
     def __call__(self, guided: Tensor, step: GuidanceStep, codebook: Tensor) -> Tensor:
         """Guided logits ``(B, l, V)`` -> code vectors ``(B, l, z)``."""
-        filtered = self.filters(guided, step.index)
+        batch, length, vocabulary = guided.shape
         last = step.num_steps - 1
         ratio = min(step.index, last - self.hold_last) / last
-        return mix_codes(filtered, self._exponential(filtered, step), ratio, codebook)
+        cells = step.positions
+        if cells is None:
+            cells = torch.arange(length, device=guided.device).expand(batch, -1)
+        # Some cells at a time, since numbers and filters take several times the memory of the logits.
+        count = max(1, min(-(-length // 8), ENTRIES_AT_ONCE // (batch * vocabulary)))
+        numbers = self._exponential(guided, cells, count, step.index)
+        mixed = [
+            mix_codes(self.filters(some, step.index), drawn, ratio, codebook)
+            for some, drawn in zip(guided.split(count, dim=1), numbers, strict=True)
+        ]
+        return torch.cat(mixed, dim=1)
 
-    def _exponential(self, filtered: Tensor, step: GuidanceStep) -> Tensor:
-        """Draws of Exp(1), float32 of the same shape."""
-        if isinstance(self.source, torch.Generator):
-            drawn = torch.empty(filtered.shape, device=self.source.device).exponential_(generator=self.source)
-        else:
-            cells = step.positions
-            if cells is None:
-                cells = torch.arange(filtered.shape[1], device=filtered.device)[None]
-            # Some cells at a time, since the numbers are made in 64 bits.
-            count = min(-(-filtered.shape[1] // 8), ENTRIES_AT_ONCE // (len(filtered) * filtered.shape[2]))
-            words = (
-                self.source.words(Stream.MIXTURES, step.index, some, filtered.shape[2])
-                for some in cells.split(max(1, count), dim=1)
-            )
-            drawn = torch.cat([exponential(some).float() for some in words], dim=1)
-        return drawn.to(filtered.device)
+    def _exponential(self, guided: Tensor, cells: Tensor, count: int, step: int) -> Iterator[Tensor]:
+        """Draws of Exp(1) for so many cells at a time, float32 ``(B, count, V)``."""
+        if isinstance(self.source, torch.Generator):  # in one call, as the official code draws
+            drawn = torch.empty(guided.shape, device=self.source.device).exponential_(generator=self.source)
+            yield from drawn.to(guided.device).split(count, dim=1)
+            return
+        for some in cells.split(count, dim=1):
+            words = self.source.words(Stream.MIXTURES, step, some, guided.shape[2])
+            yield exponential(words).float().to(guided.device)

@@ -95,5 +95,7 @@ def _activations(
             batch * count, config.vocab_size, filters.limits(min(step, last))["top_k"]
         )
         drawing += logits * earlier
-        peak, earlier = max(peak, computing, drawing), count
+        # Every branch's logits, what they are combined into, and what is made on the way to it.
+        guiding = (rows // batch + 2 * (rows > batch)) * logits * count + (1 + ssg) * logits * earlier
+        peak, earlier = max(peak, computing, guiding, drawing), count
     return peak
