@@ -97,5 +97,7 @@ def _activations(
         drawing += logits * earlier
         # Every branch's logits, what they are combined into, and what is made on the way to it.
         guiding = (rows // batch + 2 * (rows > batch)) * logits * count + (1 + ssg) * logits * earlier
+        if ssg and step >= last and len(parts) > 1:  # the prior of the whole grid, of which a part is taken
+            guiding += logits * (lengths[last] + lengths[last - 1] + 2 * count)
         peak, earlier = max(peak, computing, guiding, drawing), count
     return peak
