@@ -221,7 +221,7 @@ class VARPipeline(Pipeline):
             return draw_batch(session, draw, guidance, on_step)
 
         images, tokens = draw_batches(
-            len(numbers), batch_size, draw_span, self.tokenizer.decode_latent, output_type
+            len(numbers), batch_size, draw_span, self.tokenizer.decode_latent, output_type, self.dtype
         )
         settings = {
             "nextscale": __version__,
@@ -247,7 +247,7 @@ class VARPipeline(Pipeline):
         def run(labels: Tensor, numbers: Tensor) -> list[Tensor]:
             session = VARSession(self.transformer, self.tokenizer, labels, guidance.branches)
             drawn = draw_batch(session, draw.reading(numbers), guidance)
-            return [*drawn.tokens, drawn.latent]
+            return [*drawn.tokens, drawn.latent, drawn.finite]
 
         def size() -> int:
             estimate = self.memory_estimate(len(labels), guided=len(guidance.branches) > 1, ssg=True)
@@ -255,8 +255,9 @@ class VARPipeline(Pipeline):
 
         kind = (len(labels), guidance.methods, draw.filters, draw.sampler)
         models = [self.transformer, self.tokenizer.quantize]
-        *tokens, latent = self.recordings.run(models, kind, size, run, labels, draw.noise.drawn)
-        return Drawn(tokens, latent)
+        made = self.recordings.run(models, kind, size, run, labels, draw.noise.drawn)
+        *tokens, latent, finite = made
+        return Drawn(tokens, latent, finite)
 
     def memory_estimate(
         self,
