@@ -7,6 +7,7 @@ neither the block size nor repeated images decide anything by chance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.evaluation.rows import check_rows
 
 BLOCK = 2048
 
@@ -68,9 +70,12 @@ def manifold_scores(
         recall; for density and coverage (``density_inclusive``) the usual definition says no.
 
     All four depend on N, M and k; they can be compared at equal ones only.
-    Raises InvalidArgumentError for sets with fewer than k + 1 images.
+    Raises InvalidArgumentError for sets with fewer than k + 1 images, tensors of other shapes, and features
+    that are NaN or infinite.
     """
-    if generated.ndim != 2 or reference.ndim != 2 or generated.shape[1] != reference.shape[1]:
+    check_rows(generated, "generated features")
+    check_rows(reference, "reference features")
+    if generated.shape[1] != reference.shape[1]:
         raise InvalidArgumentError(
             f"features must be (N, d) and (M, d) with the same d, got {tuple(generated.shape)} and "
             f"{tuple(reference.shape)}"
@@ -116,6 +121,7 @@ def squared_radii(
 
     A copy of a point is another point, at distance 0. centre: subtracted first; by default the mean.
     """
+    check_rows(points)
     furthest = max(ks)
     if min(ks) < 1 or len(points) <= furthest:
         raise InvalidArgumentError(
@@ -145,4 +151,6 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def _slack(points: Tensor, centre: Tensor, block: int) -> float:
     """A bound on the rounding error of any squared distance: a sum of d products, four times over."""
     largest = max(float((p.double() - centre).square().sum(1).max()) for p in points.split(block))
+    if not math.isfinite(largest):
+        raise InvalidArgumentError("the features are so large that distances are beyond float64; scale them")
     return 4 * points.shape[1] * torch.finfo(torch.float64).eps * largest
