@@ -76,6 +76,13 @@ def check_pictures(finite: Tensor, dtype: torch.dtype, *, first: int = 0) -> Non
         )
 
 
+def check_likelihoods(losses: Tensor, dtype: torch.dtype) -> None:
+    """Raises NotFiniteError for the first of pictures ``(B, tokens)`` with a likelihood that is none."""
+    bad = losses.isfinite().all(1).logical_not().nonzero().flatten().tolist()
+    if bad:
+        raise NotFiniteError("likelihoods are NaN or infinite for", bad[0], likely_cause(dtype))
+
+
 def check_decoded(finite: Tensor) -> None:
     """Raises NotFiniteError for the first of pictures ``(B,)`` that a tokenizer made NaN or infinite."""
     if not bool(finite.all()):

@@ -20,6 +20,7 @@ from nextscale.families.var.memory import estimate_memory
 from nextscale.families.var.session import VARSession
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
+from nextscale.generation.finite import check_likelihoods
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.request import (
@@ -305,7 +306,7 @@ class VARPipeline(Pipeline):
         """Teacher-forced log-likelihood of the pictures' tokens given their classes, per scale.
 
         Returns float64 ``(B, K)`` in nats, summed over each scale's positions; its sum over K is that of the
-        whole token sequence.
+        whole token sequence. Raises NotFiniteError where it would be none.
         """
         tokens = self.tokenizer.encode(image_tensor(images, self.image_size))
         numbers = resolve_labels(labels, self.class_names, self.transformer.config.num_classes)
@@ -314,6 +315,7 @@ class VARPipeline(Pipeline):
         logits = self.transformer(torch.tensor(numbers), self.tokenizer.next_inputs(tokens))  # (B, L, V)
         targets = torch.cat([t.flatten(1) for t in tokens], 1)  # (B, L)
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").cpu().double()
+        check_likelihoods(losses, self.dtype)
         return -torch.stack([losses[:, self.schedule.span(k)].sum(1) for k in range(len(tokens))], 1)
 
 
