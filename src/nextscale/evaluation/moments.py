@@ -45,7 +45,7 @@ class Gaussian:
             if bad:
                 raise InvalidArgumentError(f"the {name} has {bad} numbers that are NaN or infinite")
         self._check_symmetry()
-        check_eigenvalues(self.covariance.diagonal())
+        _check_variances(self.covariance.diagonal())
 
     def _check_symmetry(self) -> None:
         covariance, block = self.covariance, 1024  # rows at once, to need no second matrix
@@ -68,20 +68,19 @@ class Gaussian:
         Raises InvalidArgumentError for eigenvalues that are negative beyond that.
         """
         values, vectors = torch.linalg.eigh(self.covariance)
-        check_eigenvalues(values)
+        _check_variances(values)
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def check_eigenvalues(values: Tensor, scale: float | None = None) -> None:
+def _check_variances(values: Tensor) -> None:
     """Raises InvalidArgumentError if variances ``(d,)`` are more negative than rounding makes them.
 
-    scale: of what they were computed from; ``None`` is the largest of them. Rounding is that of float32, in
-    which many programs compute: d times its epsilon times the scale.
+    Rounding in float32, in which many programs compute: d times its epsilon times the largest value.
     """
     if len(values) == 0:
         return
     least, most = float(values.min()), float(values.abs().max())
-    if least < -len(values) * torch.finfo(torch.float32).eps * max(most, scale or 0.0):
+    if least < -len(values) * torch.finfo(torch.float32).eps * most:
         raise InvalidArgumentError(
             f"the covariance is none: it has the negative variance {least:g}, where the largest is {most:g}"
         )

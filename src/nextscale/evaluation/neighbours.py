@@ -129,6 +129,7 @@ def squared_radii(
             f"images or a smaller k are needed"
         )
     centre = points.double().mean(0) if centre is None else centre
+    _largest(points, centre, block)
     radii = torch.empty(furthest, len(points), dtype=torch.float64)
     for i in range(0, len(points), block):
         left = points[i : i + block].double() - centre
@@ -150,7 +151,12 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 def _slack(points: Tensor, centre: Tensor, block: int) -> float:
     """A bound on the rounding error of any squared distance: a sum of d products, four times over."""
+    return 4 * points.shape[1] * torch.finfo(torch.float64).eps * _largest(points, centre, block)
+
+
+def _largest(points: Tensor, centre: Tensor, block: int) -> float:
+    """The largest squared distance from the centre. Raises InvalidArgumentError if that is too large."""
     largest = max(float((p.double() - centre).square().sum(1).max()) for p in points.split(block))
     if not math.isfinite(largest):
         raise InvalidArgumentError("the features are so large that distances are beyond float64; scale them")
-    return 4 * points.shape[1] * torch.finfo(torch.float64).eps * largest
+    return largest
