@@ -12,6 +12,7 @@ from nextscale.evaluation.intervals import paired_difference
 from nextscale.evaluation.metrics import frechet_distance, frechet_error
 from nextscale.evaluation.moments import Gaussian, Moments
 from nextscale.evaluation.resampling import pivotal
+from nextscale.evaluation.spectra import nyquist
 
 
 def normal(*shape: int, seed: int) -> Tensor:
@@ -79,3 +80,20 @@ def test_the_jackknife_written_out(groups: int, seed: int):
     mean = sum(without) / groups
     wanted = math.sqrt((groups - 1) / groups * sum((d - mean) ** 2 for d in without))
     assert frechet_error([Moments.of(p) for p in parts], reference) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("grid", "final", "wanted"),
+    [
+        ((8, 8), (16, 16), 4.0),
+        ((16, 16), (16, 16), 8.0),
+        ((4, 16), (16, 16), 2.0),  # held along one axis alone
+        ((2, 6), (8, 12), 1.0),
+        ((6, 2), (12, 8), 1.0),
+        ((3, 8), (4, 12), 2 * 2 / 3),
+    ],
+)
+def test_what_a_grid_can_hold(grid: tuple[int, int], final: tuple[int, int], wanted: float):
+    """Of both axes the one that holds less, in cycles of the shorter side of the final grid."""
+    assert nyquist(grid, final) == pytest.approx(wanted)
+    assert nyquist(grid[::-1], final[::-1]) == pytest.approx(wanted)

@@ -53,7 +53,7 @@ FAULTS = (
         "training/trainer.py",
         'if p.ndim <= 1 or name.endswith("bias") or any(e in name for e in exempt)',
         "if any(e in name for e in exempt)",
-        ("training/test_trainer.py", "training/test_bits.py"),
+        ("training/test_descent.py",),
     ),
     Fault(
         "a resumed run begins its epoch again",
@@ -232,7 +232,7 @@ FAULTS = (
         "evaluation/spectra.py",
         "return min(final) / 2 * min(g / f",
         "return min(final) / 2 * max(g / f",
-        ("evaluation/test_spectra.py",),
+        ("evaluation/test_formulas.py",),
     ),
     Fault(
         "pixels are cut off, not rounded",

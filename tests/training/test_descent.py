@@ -23,7 +23,7 @@ from nextscale.training.bit_transformer import BitTransformerTask, init_bit_tran
 from nextscale.training.classifier import ClassifierTask
 from nextscale.training.data import ImageSource
 from nextscale.training.parallel import Team, part_seed
-from nextscale.training.trainer import TrainSettings, train
+from nextscale.training.trainer import TrainSettings, _decay_groups, train
 from nextscale.training.transformer import TransformerTask, init_transformer
 
 COUNT = 400
@@ -141,6 +141,22 @@ def test_a_gradient_is_clipped(seed: int, pictures: ImageSource, tmp_path: Path)
     assert free > 0.05
     # The first step with Nesterov's momentum is 1 + 0.9 times the gradient.
     assert clipped == pytest.approx(1.9e-3, rel=1e-3)
+
+
+def test_what_decays(pictures: ImageSource):
+    """Matrices, and neither vectors and biases nor what is exempt by name."""
+    tasks: list[Any] = [label_task(0.1), caption_task(0.1)]
+    tasks.append(ClassifierTask(SmallClassifier(ClassifierConfig(3, widths=(8, 8, 8))), pictures, pictures))
+    exempt = ("pos_1LC", "pos_start", "lvl_embed", "cfg_uncond", "scale_mul", "ada_gss", "sos.ca.mat_q")
+    for task in tasks:
+        groups = _decay_groups(task.model.named_parameters())
+        decays = {id(p): group["decays"] for group in groups for p in group["params"]}
+        kinds = set()
+        for name, p in task.model.named_parameters():
+            free = p.ndim <= 1 or name.endswith("bias") or any(part in name for part in exempt)
+            assert decays[id(p)] != free, name
+            kinds.add(free)
+        assert kinds == {True, False}
 
 
 # ------------------------------------------------------------------ random numbers

@@ -47,6 +47,7 @@ WRONG = {
     "an empty scale": level_of([0, 1, 4, 25]),
     "in another order": level_of([1, 4, 9, 16]).flip(1),
     "mixed": level_of([1, 4, 9, 16])[:, torch.randperm(30, generator=torch.Generator().manual_seed(0))],
+    "mixed between its ends": level_of([1, 4, 9, 16])[:, [0, *reversed(range(1, 29)), 29]],
     "negative": level_of([1, 4, 9, 16]) - 1,
     "beyond all memory": level_of([1, 4, 9, 16]) * 2**50,
     "no numbers": torch.full((1, 30), torch.nan),
