@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.generation.noise import Noise, Stream
+from nextscale.nn.bounds import bounded
 from nextscale.nn.linear import Linear
 from nextscale.nn.timestep import TimestepEmbedding
 
@@ -316,7 +317,7 @@ class ResidualDiffusion(nn.Module):
         index: int64, steps of the shorter process, one for all or one per vector; step 0 adds no noise.
         """
         eps, variance = out.chunk(2, dim=-1)
-        x0 = self._data(self.process, x, eps, index).clamp(-1, 1)
+        x0 = bounded(self._data(self.process, x, eps, index))
         mean = self._posterior_mean(self.process, x0, x, index)
         logvar = self._log_variance(self.process, variance, index)
         scale = (index.to(x.device) > 0).float()[..., None] * temperature

@@ -255,6 +255,7 @@ class HARTPipeline(TextPipeline):
         guidance = GuidanceChain([cfg, spatial])
         texts, features = encode_prompts(prompts, self.text_encoder)
         self.transformer.check_text(features)
+        features.check_finite(padding=True)  # which this model reads
         seeds = resolve_seeds(seed, len(features))
         given = self._given(given_tokens, len(features))
         last = cfg.scales(grids)[-1]
@@ -276,7 +277,9 @@ class HARTPipeline(TextPipeline):
             )
             return draw_batch(session, draw, guidance, on_step)
 
-        images, tokens = draw_batches(len(features), batch_size, draw_span, self._decode, output_type)
+        images, tokens = draw_batches(
+            len(features), batch_size, draw_span, self._decode, output_type, self.dtype
+        )
         settings = call_settings(
             family=FAMILY,
             model=self.name,

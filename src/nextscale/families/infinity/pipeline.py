@@ -293,9 +293,10 @@ class InfinityPipeline(TextPipeline):
         texts, features = encode_prompts(prompts, self.text_encoder)
         seeds = resolve_seeds(seed, len(features))
         unwanted, negative = encode_negative(negative_prompt, len(features), self.text_encoder)
-        for part in (features, negative):
+        for name, part in (("text", features), ("negative text", negative)):
             if part is not None:
                 self.transformer.check_text(part)
+                part.check_finite(name)
         given = given_bits(self.tokenizer, given_tokens, grids, len(features))
         scales = [s if cfg.convention == "interpolate" else 1 + s for s in cfg.scales(grids)]
 
@@ -321,7 +322,7 @@ class InfinityPipeline(TextPipeline):
             return draw_batch(session, draw, guidance, on_step)
 
         images, tokens = draw_batches(
-            len(features), batch_size, draw_span, partial(self._decode, tile=tile), output_type
+            len(features), batch_size, draw_span, partial(self._decode, tile=tile), output_type, self.dtype
         )
         settings = call_settings(
             family=FAMILY,

@@ -20,6 +20,7 @@ from nextscale.families.var.memory import estimate_memory
 from nextscale.families.var.session import VARSession
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
+from nextscale.generation.finite import check_likelihoods
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.noise import VERSION, Noise
@@ -222,7 +223,7 @@ class VARPipeline(Pipeline):
             return draw_batch(session, draw, guidance, on_step)
 
         images, tokens = draw_batches(
-            len(numbers), batch_size, draw_span, self.tokenizer.decode_latent, output_type
+            len(numbers), batch_size, draw_span, self.tokenizer.decode_latent, output_type, self.dtype
         )
         settings = {
             "nextscale": __version__,
@@ -257,7 +258,7 @@ class VARPipeline(Pipeline):
             draw = Drawer(sampler, filters, seeds, self.device)
             session = VARSession(self.transformer, self.tokenizer, labels, guidance.branches)
             drawn = draw_batch(session, draw, guidance)
-            return [*drawn.tokens, drawn.latent]
+            return [*drawn.tokens, drawn.latent, drawn.finite]
 
         def size() -> int:
             estimate = self.memory_estimate(len(labels), guided=len(guidance.branches) > 1, ssg=True)
@@ -266,8 +267,8 @@ class VARPipeline(Pipeline):
         kind = (len(labels), guidance.methods, filters, sampler)
         models = [self.transformer, self.tokenizer.quantize]
         given = labels, Noise(seeds, self.device).seeds
-        *tokens, latent = self.recordings.run(models, kind, size, run, *given)
-        return Drawn(tokens, latent)
+        *tokens, latent, finite = self.recordings.run(models, kind, size, run, *given)
+        return Drawn(tokens, latent, finite)
 
     def memory_estimate(
         self,
@@ -315,7 +316,7 @@ class VARPipeline(Pipeline):
         """Teacher-forced log-likelihood of the pictures' tokens given their classes, per scale.
 
         Returns float64 ``(B, K)`` in nats, summed over each scale's positions; its sum over K is that of the
-        whole token sequence.
+        whole token sequence. Raises NotFiniteError where it would be none.
         """
         tokens = self.tokenizer.encode(image_tensor(images, self.image_size))
         numbers = resolve_labels(labels, self.class_names, self.transformer.config.num_classes)
@@ -324,6 +325,7 @@ class VARPipeline(Pipeline):
         logits = self.transformer(torch.tensor(numbers), self.tokenizer.next_inputs(tokens))  # (B, L, V)
         targets = torch.cat([t.flatten(1) for t in tokens], 1)  # (B, L)
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").cpu().double()
+        check_likelihoods(losses, self.dtype)
         return -torch.stack([losses[:, self.schedule.span(k)].sum(1) for k in range(len(tokens))], 1)
 
 
