@@ -189,8 +189,8 @@ def _from_16_bit(image: Image.Image, raw: str, name: str) -> Image.Image:
     if not stated and 0 < int(values.max()) < LEAST_16_BIT:
         raise DataError(
             f"{name} is 16-bit grey with no value above {int(values.max())}: probably data of 12 bits or "
-            f"fewer, and whether {LEAST_16_BIT - 1} or 65535 is white cannot be known; scale it to 8 bits, or "
-            f"to all of 16"
+            f"fewer, and whether {LEAST_16_BIT - 1} or 65535 is white cannot be known; scale it to 8 "
+            f"bits, or to all of 16"
         )
     grey = (values >> (bits - 8)).astype(np.uint8)
     if tags.get(PHOTOMETRIC) == 0:

@@ -30,6 +30,10 @@ CACHE_BYTES = 2 << 30
 Check = Literal["headers", "full"]
 
 
+class BrokenPicturesError(DataError):
+    """Some pictures cannot be read; they could be skipped."""
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """Pictures and labels by row number.
@@ -187,7 +191,9 @@ def checked(pictures: Pictures, origin: str, check: Check, *, skip_broken: bool 
         return pictures
     count = f"{len(faults):,} of {len(pictures):,} pictures in {origin}"
     if not skip_broken:
-        raise DataError(f"{count} cannot be read: {fault_list(faults)}. Mend or remove them, or skip them")
+        raise BrokenPicturesError(
+            f"{count} cannot be read: {fault_list(faults)}. Mend or remove them, or have them skipped"
+        )
     kept = [row for row in range(len(pictures)) if row not in faults]
     if not kept:
         raise DataError(f"{count} cannot be read, so none is left: {fault_list(faults)}")
