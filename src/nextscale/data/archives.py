@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nextscale.data.classes import read_classes
+from nextscale.data.classes import Wanted, with_labels
 from nextscale.data.folders import EXPECTED, Passed, is_junk
 from nextscale.data.pictures import Pictures
 from nextscale.errors import DataError, warn
@@ -46,7 +46,7 @@ class _Member:
         return content
 
 
-def open_archives(files: Sequence[Path], *, labels: bool) -> Pictures:
+def open_archives(files: Sequence[Path], *, labels: Wanted) -> Pictures:
     """Open tar archives as one set of pictures, in their order.
 
     Raises DataError for what is no tar, is compressed or cut off, or holds no pictures.
@@ -55,7 +55,7 @@ def open_archives(files: Sequence[Path], *, labels: bool) -> Pictures:
     values: list[Any] = []
     passed = Passed()
     for file in files:
-        mine, said = _index(file, labels, passed)
+        mine, said = _index(file, labels != "none", passed)
         members += mine
         values += said
     where = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
@@ -64,10 +64,7 @@ def open_archives(files: Sequence[Path], *, labels: bool) -> Pictures:
     if str(passed):
         warn(f"{where}: {passed}")
     found = Pictures.unlabelled(lambda row: members[row].read(), lambda row: str(members[row]), len(members))
-    if not labels or all(value is None for value in values):
-        return found
-    numbers, names = read_classes(values, where)
-    return Pictures(found.encoded, found.name, numbers, names)
+    return with_labels(found, values, where, labels)
 
 
 def _index(path: Path, labels: bool, passed: Passed) -> tuple[list[_Member], list[Any]]:

@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from nextscale.data.pictures import Pictures
 from nextscale.errors import DataError
+
+Wanted = Literal["classes", "numbers", "none"]
+"""What labels are for: a model of classes, so that every picture needs one; to be looked at; nothing."""
+
+
+def with_labels(
+    found: Pictures, values: Sequence[Any], where: str, wanted: Wanted, names: Sequence[str] = ()
+) -> Pictures:
+    """Give pictures the labels that stand beside them, as far as they are wanted; ``None`` is no label.
+
+    Raises DataError, with ``wanted="classes"``, as :func:`read_classes` does if only some have one.
+    """
+    if wanted == "none" or all(value is None for value in values):
+        return found
+    if wanted == "numbers":
+        plain = [-1 if value is None else value for value in values]
+        if not all(isinstance(value, int) and abs(value) < 1 << 31 for value in plain):
+            return found
+        return replace(found, labels=torch.tensor(plain, dtype=torch.int64), labelled=True)
+    numbers, known = read_classes(values, where, names)
+    return replace(found, labels=numbers, class_names=known, labelled=True)
 
 
 def read_classes(

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from nextscale.data.classes import read_classes
+from nextscale.data.classes import Wanted, with_labels
 from nextscale.data.pictures import Pictures
 from nextscale.errors import DataError, warn
 from nextscale.pixels import is_picture
@@ -123,11 +123,11 @@ def _identities(folder: Path) -> frozenset[tuple[int, int]]:
 # ---------------------------------------------------------------------------- the layout
 
 
-def open_folder(root: Path, *, labels: bool) -> Pictures:
+def open_folder(root: Path, *, labels: Wanted) -> Pictures:
     """Open a folder of pictures, or of one folder per class, or with a ``metadata.jsonl``.
 
-    labels: find the class of every picture. Otherwise all pictures in the folder and below count, wherever.
-    Raises DataError if there are none, or, with labels, if some have no class or a class has none.
+    labels: with ``"classes"``, folders are classes. Otherwise all pictures in the folder and below count.
+    Raises DataError if there are none, or, with classes, if some have no class or a class has none.
     """
     inside = entries(root)
     if (root / METADATA).is_file():
@@ -143,12 +143,12 @@ def open_folder(root: Path, *, labels: bool) -> Pictures:
     if not top and not classes:
         said = f"; {passed}" if str(passed) else ""
         raise DataError(f"found no pictures in {str(root)!r}{said}; {EXPECTED}")
-    if labels and classes:
+    if labels == "classes" and classes:
         _check_classes(root, top, classes, empty, passed)
     passed.folders = empty
     if str(passed):
         warn(f"{root}: {passed}")
-    if not labels or not classes:
+    if labels != "classes" or not classes:
         files = sorted([*top, *(path for found in below.values() for path in found)])
         found = of_files(files)
         return found if not classes else _with_empty(found, empty)
@@ -201,7 +201,7 @@ def of_files(files: Sequence[Path]) -> Pictures:
 # ---------------------------------------------------------------------------- metadata.jsonl
 
 
-def open_listed(folders: Sequence[Path], *, labels: bool) -> Pictures:
+def open_listed(folders: Sequence[Path], *, labels: Wanted) -> Pictures:
     """Open folders in which ``metadata.jsonl`` lists the pictures, ``file_name``, and maybe a ``label``.
 
     That is how ``nextscale generate --format folder`` writes them, and image folders of the hub.
@@ -224,10 +224,7 @@ def open_listed(folders: Sequence[Path], *, labels: bool) -> Pictures:
         raise DataError(f"{where!r} lists no pictures")
     if str(passed):
         warn(f"{where}: {passed}, which {METADATA} does not list")
-    if not labels or all(value is None for value in values):
-        return of_files(files)
-    numbers, known = read_classes(values, where)
-    return Pictures(files.__getitem__, lambda row: str(files[row]), numbers, known)
+    return with_labels(of_files(files), values, where, labels)
 
 
 def _facts(path: Path) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nextscale.data.archives import open_archives
+from nextscale.data.classes import Wanted
 from nextscale.data.folders import (
     entries,
     has_pictures,
@@ -30,16 +31,16 @@ SYNONYMS = {
 _PART = re.compile(r"(training|train|testing|test|validation|valid|val)(?![a-z])", re.IGNORECASE)
 _HUB_CACHE = {"blobs", "refs", "snapshots"}
 
-Opened = Callable[[bool], Pictures]
-"""What opens one part: with labels or without."""
+Opened = Callable[[Wanted], Pictures]
+"""What opens one part."""
 
 
-def open_pictures(source: str | Path, *, split: str | None = None, labels: bool = True) -> Pictures:
+def open_pictures(source: str | Path, *, split: str | None = None, labels: Wanted = "classes") -> Pictures:
     """Open whatever holds pictures.
 
     source: a folder (see :mod:`~nextscale.data.folders`), parquet or tar files or a folder of them, a run of
         ``nextscale generate --out``, a snapshot of the hub, or the id of a data set there.
-    split: the part wanted, where there are several, such as ``train``. labels: find every picture's class.
+    split: the part wanted, where there are several, such as ``train``. labels: what they are for.
     Raises DataError where nothing usable is there, or several parts and no ``split``.
     """
     path = Path(source)
@@ -94,7 +95,7 @@ def is_run(folder: Path) -> bool:
 # ---------------------------------------------------------------------------- files
 
 
-def _open_file(path: Path, labels: bool) -> Pictures:
+def _open_file(path: Path, labels: Wanted) -> Pictures:
     with path.open("rb") as file:
         start = file.read(512)
     if start[:4] == b"PAR1" or path.suffix.lower() == ".parquet":
@@ -114,7 +115,7 @@ def _open_file(path: Path, labels: bool) -> Pictures:
 # ---------------------------------------------------------------------------- folders
 
 
-def _open_folder(path: Path, split: str | None, labels: bool) -> Pictures:
+def _open_folder(path: Path, split: str | None, labels: Wanted) -> Pictures:
     root = _inner(path)
     parts = _parts(root, split)
     names = [name for name, _ in parts]
@@ -169,7 +170,7 @@ def _files(folder: Path) -> list[Path]:
     return parquet or [p for p in found if p.suffix.lower() == ".tar"]
 
 
-def _whole(root: Path, labels: bool) -> Pictures:
+def _whole(root: Path, labels: Wanted) -> Pictures:
     if is_run(root):
         return _open_run(root, labels)
     files = _files(root)
@@ -178,7 +179,7 @@ def _whole(root: Path, labels: bool) -> Pictures:
     return open_folder(root, labels=labels)
 
 
-def _open_files(files: Sequence[Path], labels: bool) -> Pictures:
+def _open_files(files: Sequence[Path], labels: Wanted) -> Pictures:
     tar = files[0].suffix.lower() == ".tar"
     return open_archives(files, labels=labels) if tar else open_tables(files, labels=labels)
 
@@ -245,9 +246,10 @@ def _folder_parts(root: Path, split: str | None = None) -> list[str]:
     return sorted(parts, key=lambda name: _rank(_canonical(name)))
 
 
-def _open_run(root: Path, labels: bool) -> Pictures:
+def _open_run(root: Path, labels: Wanted) -> Pictures:
     """A finished run: the shards that its manifest names, and nothing else in the folder."""
-    plan = _manifest(root)
+    plan = run_plan(root)
+    wanted: Wanted = labels if plan.key == "labels" else "none"
     if plan.format == "npz":
         raise DataError(
             f"the run {str(root)!r} is one .npz, which is read where pictures are measured alone; write runs "
@@ -257,16 +259,14 @@ def _open_run(root: Path, labels: bool) -> Pictures:
     missing = next((path for path in shards if not path.exists()), None)
     if missing is not None:
         raise DataError(f"{str(missing)!r} is missing; give the command of the run again, and it goes on")
-    if plan.format == "folder":
-        found = open_listed(shards, labels=labels and plan.key == "labels")
-    else:
-        found = _open_files(shards, labels and plan.key == "labels")
+    found = open_listed(shards, labels=wanted) if plan.format == "folder" else _open_files(shards, wanted)
     if len(found) != plan.count:
         raise DataError(f"the run {str(root)!r} has {len(found)} of {plan.count} pictures; it is damaged")
     return found
 
 
-def _manifest(root: Path) -> RunPlan:
+def run_plan(root: Path) -> RunPlan:
+    """Read the manifest of a run. Raises DataError if it is damaged."""
     try:
         plan = read_manifest(root)
     except InvalidArgumentError as error:

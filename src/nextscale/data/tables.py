@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from nextscale.data.classes import read_classes
+from nextscale.data.classes import Wanted, with_labels
 from nextscale.data.pictures import Pictures
 from nextscale.errors import DataError, MissingDependencyError, warn
 from nextscale.pixels import Encoded
@@ -23,10 +21,10 @@ class NoSuchSplitError(DataError):
     """A data set of the hub has no part of this name."""
 
 
-def open_tables(files: Sequence[Path], *, labels: bool) -> Pictures:
+def open_tables(files: Sequence[Path], *, labels: Wanted) -> Pictures:
     """Open parquet files as one set of pictures, in their order.
 
-    labels: read the column of labels, if there is one; see :func:`~nextscale.data.classes.read_classes`.
+    labels: what for the column of labels is read, if there is one.
     Raises DataError for what is no parquet, has no column of pictures, or labels that are none.
     """
     parquet, pyarrow = needs("pyarrow.parquet", "data"), needs("pyarrow", "data")
@@ -41,10 +39,10 @@ def open_tables(files: Sequence[Path], *, labels: bool) -> Pictures:
         table = pyarrow.concat_tables(read)
     except (pyarrow.ArrowException, OSError, KeyError) as error:
         raise DataError(f"cannot read {name!r} as parquet: {error}") from None
-    return _of_table(table, columns, files)
+    return _of_table(table, columns, files, labels)
 
 
-def open_hub(source: str, split: str, *, labels: bool) -> Pictures:
+def open_hub(source: str, split: str, *, labels: Wanted) -> Pictures:
     """Open a data set of the hub by its id; ``split`` as the ``datasets`` library has it.
 
     Raises NoSuchSplitError, or DataError for what cannot be had.
@@ -61,7 +59,7 @@ def open_hub(source: str, split: str, *, labels: bool) -> Pictures:
     }
     columns = _Columns.of(data.column_names, features, source, labels)
     table = data.select_columns(columns.wanted).with_format("arrow")[:]
-    return _of_table(table, columns, [Path(source)])
+    return _of_table(table, columns, [Path(source)], labels)
 
 
 class _Columns:
@@ -72,16 +70,16 @@ class _Columns:
         self.wanted = [image] if label is None else [image, label]
 
     @classmethod
-    def of(cls, names: Sequence[str], features: dict[str, Any], where: str, labels: bool) -> _Columns:
+    def of(cls, names: Sequence[str], features: dict[str, Any], where: str, labels: Wanted) -> _Columns:
         image = _column(names, IMAGE_COLUMNS) or _only(features, "Image")
         if image is None:
             raise DataError(
                 f"{where} has the columns {', '.join(names)}; expected one of {', '.join(IMAGE_COLUMNS)}"
             )
-        if not labels:
+        if labels == "none":
             return cls(image, None, ())
         label = _column(names, LABEL_COLUMNS) or _only(features, "ClassLabel")
-        if label is None and len(names) > 1:
+        if label is None and len(names) > 1 and labels == "classes":
             warn(
                 f"{where} has no column of labels ({', '.join(LABEL_COLUMNS)}), only {', '.join(names)}; its "
                 f"pictures are taken to be of one class"
@@ -131,7 +129,7 @@ def _class_names(about: Any) -> tuple[str, ...]:
     return ()
 
 
-def _of_table(table: Any, columns: _Columns, files: Sequence[Path]) -> Pictures:
+def _of_table(table: Any, columns: _Columns, files: Sequence[Path], labels: Wanted) -> Pictures:
     where = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
     cells, count = table.column(columns.image), table.num_rows
     if count == 0:
@@ -146,10 +144,13 @@ def _of_table(table: Any, columns: _Columns, files: Sequence[Path]) -> Pictures:
     if cells.null_count:
         first = next(row for row, cell in enumerate(cells) if not cell.is_valid)
         raise DataError(f"{where} has rows without a picture or label, row {first} first; remove them first")
+    found = Pictures.unlabelled(encoded, name, count)
     if columns.label is None:
-        return Pictures.unlabelled(encoded, name, count)
-    numbers, names = _labels(table.column(columns.label), where, columns.names)
-    return Pictures(encoded, name, numbers, names)
+        return found
+    column = table.column(columns.label)
+    if labels == "classes":
+        _check_labels(column, where)
+    return with_labels(found, column.to_pylist(), where, labels, columns.names)
 
 
 def _encoded(value: Any, name: str, folder: Path) -> Encoded:
@@ -164,13 +165,12 @@ def _encoded(value: Any, name: str, folder: Path) -> Encoded:
     raise DataError(f"{name} holds no encoded picture, but {held}")
 
 
-def _labels(column: Any, where: str, names: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
+def _check_labels(column: Any, where: str) -> None:
     kind = str(column.type)
     if "float" in kind or "double" in kind or "decimal" in kind:
         raise DataError(f"{where} has labels of the kind {kind}; classes are whole numbers from 0, or names")
     if column.null_count:
         raise DataError(f"{where} has rows without a picture or label; remove them first")
-    return read_classes(column.to_pylist(), where, names)
 
 
 def needs(module: str, extra: str) -> Any:

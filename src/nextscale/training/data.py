@@ -173,7 +173,7 @@ def open_images(
     skip_broken: leave out, count and name pictures that cannot be read.
     Raises DataError when nothing usable is there, naming what was looked for.
     """
-    pictures = open_pictures(source, split=split, labels=labels)
+    pictures = open_pictures(source, split=split, labels="classes" if labels else "none")
     if check is not None:
         pictures = checked(pictures, str(source), check, skip_broken=skip_broken)
     return ImageSource.of(pictures, size, str(source), stand_in=skip_broken).with_cache()
