@@ -68,9 +68,10 @@ Encoded = Path | bytes
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """The formats that are read, by Pillow's names; those of plug-ins are among them."""
+    """The formats that are read, by Pillow's names, common ones first; those of plug-ins are among them."""
     Image.init()
-    return tuple(name for name in Image.ID if name not in UNREAD)
+    known = [name for name in Image.ID if name not in UNREAD]
+    return tuple(sorted(known, key=lambda name: name not in BY_CONTENT))
 
 
 @functools.cache
@@ -85,7 +86,7 @@ def is_picture(path: Path) -> bool:
     if path.suffix:
         return path.suffix.lower() in suffixes()
     try:
-        with Image.open(path, formats=[name for name in BY_CONTENT if name in formats()]):
+        with Image.open(path, formats=[name for name in formats() if name in BY_CONTENT]):
             return True
     except DAMAGE:
         return False

@@ -88,7 +88,9 @@ def _index(path: Path, labels: bool, passed: Passed) -> tuple[list[_Member], lis
                     pictures[key] = _Member(path, member.name, member.offset_data, member.size)
                 elif kind in ("cls", "json", "txt"):
                     if labels and kind != "txt":
-                        said |= _said(tar, member, key, kind)
+                        label = _said(tar, member, kind)
+                        if label is not None and (kind == "cls" or key not in said):
+                            said[key] = label  # .cls counts before .json
                 else:
                     passed.note(Path(place))
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
@@ -100,16 +102,15 @@ def _index(path: Path, labels: bool, passed: Passed) -> tuple[list[_Member], lis
     return list(pictures.values()), [said.get(key) for key in pictures]
 
 
-def _said(tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, kind: str) -> dict[str, Any]:
-    """The class that a text beside a picture states, if it does; ``.cls`` counts before ``.json``."""
+def _said(tar: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> Any:
+    """The class that a text beside a picture states; ``None`` if it states none."""
     file = tar.extractfile(member) if member.size <= MOST_TEXT else None
     text = file.read() if file else b""
     if kind == "cls":
         word = text.decode("utf-8", "replace").strip()
-        return {key: int(word) if word.lstrip("-").isdecimal() else word} if word else {}
+        return int(word) if word.lstrip("-").isdecimal() else word or None
     try:
         facts = json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    label = facts.get("label") if isinstance(facts, dict) else None
-    return {} if label is None else {key: label}
+        return None
+    return facts.get("label") if isinstance(facts, dict) else None

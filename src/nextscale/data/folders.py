@@ -71,6 +71,14 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
         raise DataError(f"cannot read the folder {str(folder)!r}: {error.strerror}") from None
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; one that leads back to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def pictures_under(folder: Path, passed: Passed) -> list[Path]:
     """Every picture in a folder and the folders in it, by name."""
     return sorted(_walk(folder, passed, _identities(folder.parent)))
@@ -78,7 +86,9 @@ def pictures_under(folder: Path, passed: Passed) -> list[Path]:
 
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures that lie in a folder itself."""
-    return [Path(entry.path) for entry in entries(folder) if not entry.is_dir() and _counts(entry, Passed())]
+    return [
+        Path(entry.path) for entry in entries(folder) if not is_folder(entry) and _counts(entry, Passed())
+    ]
 
 
 def has_pictures(folder: Path) -> bool:
@@ -90,11 +100,11 @@ def _walk(folder: Path, passed: Passed, above: frozenset[tuple[int, int]]) -> It
     above |= {_identity(folder)}
     for entry in entries(folder):
         path = Path(entry.path)
-        if not entry.is_dir():
+        if not is_folder(entry):
             if _counts(entry, passed):
                 yield path
         elif _identity(path) in above:
-            passed.files["link to a folder above it"] += 1
+            passed.files["linked to a folder above"] += 1
         else:
             yield from _walk(path, passed, above)
 
@@ -103,7 +113,7 @@ def _counts(entry: os.DirEntry[str], passed: Passed) -> bool:
     """Whether a file is a picture; else it is noted."""
     path = Path(entry.path)
     # A link that leads nowhere is a picture that cannot be read; a pipe or a socket is none.
-    if (entry.is_file() or entry.is_symlink()) and is_picture(path):
+    if (entry.is_symlink() or entry.is_file()) and is_picture(path):
         return True
     passed.note(path)
     return False
@@ -132,11 +142,11 @@ def open_folder(root: Path, *, labels: Wanted) -> Pictures:
     inside = entries(root)
     if (root / METADATA).is_file():
         return open_listed([root], labels=labels)
-    folders = [Path(entry.path) for entry in inside if entry.is_dir()]
+    folders = [Path(entry.path) for entry in inside if is_folder(entry)]
     if folders and all((folder / METADATA).is_file() for folder in folders):
         return open_listed(folders, labels=labels)
     passed = Passed()
-    top = [Path(entry.path) for entry in inside if not entry.is_dir() and _counts(entry, passed)]
+    top = [Path(entry.path) for entry in inside if not is_folder(entry) and _counts(entry, passed)]
     below = {folder.name: pictures_under(folder, passed) for folder in folders}
     classes = [name for name, files in below.items() if files]
     empty = [name for name, files in below.items() if not files]

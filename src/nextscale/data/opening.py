@@ -12,6 +12,7 @@ from nextscale.data.classes import Wanted
 from nextscale.data.folders import (
     entries,
     has_pictures,
+    is_folder,
     listed,
     open_folder,
     open_listed,
@@ -69,15 +70,11 @@ def parts_of(source: str | Path) -> list[str]:
 
 def find_part(parts: Sequence[str], wanted: str) -> str | None:
     """Find a part by its name: exactly, in another case, or by another word for it (``val``, ``valid``)."""
-    for same in (
-        lambda name: name == wanted,
-        lambda name: name.lower() == wanted.lower(),
-        lambda name: _canonical(name) == _canonical(wanted),
-    ):
-        found = [name for name in parts if same(name)]
-        if found:
-            return found[0]
-    return None
+    kind = _canonical(wanted)
+    exact = [name for name in parts if name == wanted]
+    in_any_case = [name for name in parts if name.lower() == wanted.lower()]
+    alike = [name for name in parts if kind and _canonical(name) == kind]
+    return next(iter((*exact, *in_any_case, *alike)), None)
 
 
 def is_run(folder: Path) -> bool:
@@ -128,7 +125,7 @@ def _open_folder(path: Path, split: str | None, labels: Wanted) -> Pictures:
         return parts[0][1](labels) if parts else _whole(root, labels)
     found = find_part(names, split)
     if found is None:
-        found = find_part([entry.name for entry in entries(root) if entry.is_dir()], split)
+        found = find_part([entry.name for entry in entries(root) if is_folder(entry)], split)
         if found is None:
             there = f"the parts {', '.join(names)}" if names else "no parts"
             raise DataError(f"{str(path)!r} has {there}, and none that is called {split!r}")
@@ -138,7 +135,7 @@ def _open_folder(path: Path, split: str | None, labels: Wanted) -> Pictures:
 
 def _inner(root: Path) -> Path:
     """Where the data are: a snapshot in the hub's cache, or the one folder that holds the parts."""
-    folders = [entry.name for entry in entries(root) if entry.is_dir()]
+    folders = [entry.name for entry in entries(root) if is_folder(entry)]
     if set(folders) >= _HUB_CACHE:
         return _inner(_snapshot(root))
     if is_run(root) or _files(root):
@@ -154,7 +151,7 @@ def _inner(root: Path) -> Path:
 
 def _snapshot(root: Path) -> Path:
     """The snapshot of a repository in the hub's cache: of the branch main, or the only one."""
-    found = [Path(entry.path) for entry in entries(root / "snapshots") if entry.is_dir()]
+    found = [Path(entry.path) for entry in entries(root / "snapshots") if is_folder(entry)]
     main = root / "refs" / "main"
     if main.is_file() and (root / "snapshots" / main.read_text(encoding="utf-8").strip()).is_dir():
         return root / "snapshots" / main.read_text(encoding="utf-8").strip()
@@ -165,7 +162,7 @@ def _snapshot(root: Path) -> Path:
 
 def _files(folder: Path) -> list[Path]:
     """The parquet files of a folder, or else its tar files."""
-    found = [Path(entry.path) for entry in entries(folder) if not entry.is_dir()]
+    found = [Path(entry.path) for entry in entries(folder) if not is_folder(entry)]
     parquet = [p for p in found if p.suffix.lower() == ".parquet" and p.name != "metadata.parquet"]
     return parquet or [p for p in found if p.suffix.lower() == ".tar"]
 
@@ -202,7 +199,7 @@ def _beside(root: Path, parts: Sequence[str]) -> list[str]:
     files = _files(root)
     if files:
         return [path.name for path in files if not _PART.match(path.name)]
-    folders = [entry.name for entry in entries(root) if entry.is_dir() and entry.name not in parts]
+    folders = [entry.name for entry in entries(root) if is_folder(entry) and entry.name not in parts]
     return [path.name for path in pictures_in(root)] + [n for n in folders if has_pictures(root / n)]
 
 
@@ -229,7 +226,7 @@ def _file_parts(files: Sequence[Path], split: str | None) -> dict[str, list[Path
 
 def _folder_parts(root: Path, split: str | None = None) -> list[str]:
     """The folders ``train``, ``test`` and so on, in any case. ``split``: somebody said they are parts."""
-    folders = [entry.name for entry in entries(root) if entry.is_dir()]
+    folders = [entry.name for entry in entries(root) if is_folder(entry)]
     parts = [name for name in folders if _canonical(name)]
     kinds = [_canonical(name) for name in parts]
     if len(set(kinds)) < len(kinds):
