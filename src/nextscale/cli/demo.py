@@ -95,10 +95,8 @@ def demo(
         from nextscale.demo.serve import HOST, is_loopback, require_gradio, serve
 
         require_gradio()
-        offers = [
-            offer(name, choice, device, dtype)
-            for name, choice in zip(page_names(choices), choices, strict=True)
-        ]
+        named = zip(page_names(choices), choices, strict=True)
+        offers = [offer(name, choice, device, dtype) for name, choice in named]
     if not is_loopback(host):
         note(
             f"warning: {host} can be reached from other machines. Whoever reaches it can draw pictures here, "

@@ -158,8 +158,9 @@ class Page:
         add = self._add
         with gr.Column(elem_classes="ns-section"):
             gr.HTML(
-                f'<div class="ns-heading"><h2>Every scale</h2><button type="button" class="ns-play" data-play>'
-                f"Play</button>{help_button('scales')}</div>{help_text('scales')}"
+                '<div class="ns-heading"><h2>Every scale</h2>'
+                '<button type="button" class="ns-play" data-play>Play</button>'
+                f"{help_button('scales')}</div>{help_text('scales')}"
             )
             add("film", gr.HTML(elem_id="ns-film"))
         with gr.Column(elem_classes="ns-section"):
