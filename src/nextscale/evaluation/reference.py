@@ -39,7 +39,6 @@ from nextscale.evaluation.images import (
 from nextscale.evaluation.moments import Gaussian, Moments
 from nextscale.evaluation.provenance import file_digest
 from nextscale.evaluation.rows import check_rows
-from nextscale.evaluation.samples import open_samples as open_samples
 from nextscale.evaluation.shards import Shards
 from nextscale.sampling.npz import IMAGES
 from nextscale.weights.digest import text_digest
