@@ -134,6 +134,7 @@ class HARTPipeline(TextPipeline):
         *,
         text_encoder: TextEncoder | str | Path | None = None,
         system_prompt: str | Path | None = None,
+        averaged: bool | None = None,
         ema: bool | None = None,
         settings: Mapping[str, Any] | None = None,
         device: str | torch.device = "auto",
@@ -148,16 +149,20 @@ class HARTPipeline(TextPipeline):
             if the widths agree. It is loaded when the first prompt comes.
         system_prompt: the instruction the weights were trained with, as a string or a file; see
             :class:`~nextscale.families.hart.text.HARTTextEncoder`.
-        ema: whether to take the averaged weights; None takes them where there are any.
+        averaged: whether to take averaged weights (EMA), of a folder or of a file that holds both; ``None`` takes
+            them where there are any. ema: an older name of the same.
         settings: values that neither tensors nor ``config.json`` tell, such as ``{"num_heads": 24}``.
 
         Raises CheckpointError for files that do not fit, before anything is allocated, and ModelNotFoundError
         if a download fails.
         """
         placement = place(device, dtype)
-        transformer_file, tokenizer_file = checkpoint.find_files(transformer, tokenizer, ema=ema)
-        model = checkpoint.load_transformer(transformer_file, placement, settings)
-        codes = checkpoint.load_tokenizer(tokenizer_file, placement, model.config.patch_nums, settings)
+        averaged = ema if averaged is None else averaged
+        transformer_file, tokenizer_file = checkpoint.find_files(transformer, tokenizer, averaged=averaged)
+        model = checkpoint.load_transformer(transformer_file, placement, settings, averaged=averaged)
+        codes = checkpoint.load_tokenizer(
+            tokenizer_file, placement, model.config.patch_nums, settings, averaged=averaged
+        )
         if text_encoder is None and model.config.context_dim == PUBLISHED_WIDTH:
             text_encoder = PUBLISHED
         encoder = _as_encoder(text_encoder, model, system_prompt)

@@ -140,6 +140,7 @@ class InfinityPipeline(TextPipeline):
         text_encoder: TextEncoder | str | Path | None = None,
         model: str | None = None,
         patch_nums: Sequence[int | Grid] | None = None,
+        averaged: bool | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
     ) -> InfinityPipeline:
@@ -153,15 +154,21 @@ class InfinityPipeline(TextPipeline):
         model: which of the released models, for a hub id or a folder with several.
         patch_nums: side (or ``(height, width)``) of every scale of the transformer's grid, for a model with
             one schedule of its own.
+        averaged: whether to take averaged weights (EMA) of files that hold both, as the official trainer's do;
+            ``None`` takes them where there are any.
 
         Sizes are read from the tensors. Raises CheckpointError for files that do not fit, before anything is
         allocated, and ModelNotFoundError if a download fails.
         """
         placement = place(device, dtype)
         transformer_file, tokenizer_file = checkpoint.find_files(transformer, tokenizer, model)
-        network = checkpoint.load_transformer(transformer_file, placement)
+        network = checkpoint.load_transformer(transformer_file, placement, averaged=averaged)
         vae = checkpoint.load_tokenizer(
-            tokenizer_file, placement, token_bits=network.config.bits, patch_nums=patch_nums
+            tokenizer_file,
+            placement,
+            token_bits=network.config.bits,
+            patch_nums=patch_nums,
+            averaged=averaged,
         )
         release = checkpoint.release_of(transformer_file)
         published = PUBLISHED if network.config.text_dim == PUBLISHED_WIDTH else None
