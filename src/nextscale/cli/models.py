@@ -9,17 +9,20 @@ from typing import Any
 
 from nextscale.cli import options
 from nextscale.cli.allocator import keep_freed_memory
-from nextscale.cli.options import DEPTHS, VARIANTS, flag, read_whole_numbers
+from nextscale.cli.options import DEPTHS, VARIANTS, flag, read_pairs, read_sides
 from nextscale.errors import InvalidArgumentError
 
 DEFAULT_MODEL = "cifar10"
-_OFFICIAL = ("tokenizer", "depth", "variant", "patch_nums")  # options about official files alone
+_OFFICIAL = ("tokenizer", "depth", "variant", "patch_nums", "averaged", "settings")  # options about official files alone
 # Options by the keywords that the pipelines' from_official and from_pretrained have for them.
 _FIELDS = {
     "tokenizer": "tokenizer",
     "depth": "depth",
     "model": "variant",
     "patch_nums": "patch_nums",
+    "averaged": "averaged",
+    "settings": "settings",
+    "class_names": "class_names",
     "text_encoder": "text_encoder",
     "system_prompt": "system_prompt",
 }
@@ -36,6 +39,9 @@ class ModelOptions:
     depth: options.Depth = None
     variant: options.Variant = None
     patch_nums: options.PatchNums = None
+    averaged: options.Averaged = None
+    settings: options.Settings = None
+    class_names: options.ClassNames = None
     text_encoder: options.TextEncoder = None
     system_prompt: options.SystemPrompt = None
     device: options.Device = None
@@ -54,6 +60,8 @@ class ModelChoice:
     model: an embedded name, a folder, a hub id, or an official transformer file.
     transformer, tokenizer: official files. depth, variant: which official model of a folder or hub id.
     patch_nums: sides of the scales as text, where official tensors cannot tell.
+    averaged: whether to take averaged weights of official files. settings: as text, what else they do not tell.
+    class_names: a file with them.
     text_encoder: a folder or hub id instead of the usual one. system_prompt: a file with HART's.
     """
 
@@ -65,6 +73,9 @@ class ModelChoice:
     variant: str | None = None
     text_encoder: str | None = None
     system_prompt: str | None = None
+    averaged: bool | None = None
+    settings: str | None = None
+    class_names: str | None = None
 
     @classmethod
     def given(
@@ -78,16 +89,21 @@ class ModelChoice:
         variant: str | None = None,
         text_encoder: str | None = None,
         system_prompt: Path | None = None,
+        averaged: bool | None = None,
+        settings: str | None = None,
+        class_names: Path | None = None,
     ) -> ModelChoice:
         """From the options; raises InvalidArgumentError where they contradict each other."""
         if model is not None and transformer is not None:
             raise InvalidArgumentError(
                 f"--model {model} and --transformer {transformer} both name a model; give one of them"
             )
-        if system_prompt is not None and not system_prompt.is_file():
-            raise InvalidArgumentError(f"--system-prompt: no such file: {str(system_prompt)!r}")
+        for name, file in (("system_prompt", system_prompt), ("class_names", class_names)):
+            if file is not None and not file.is_file():
+                raise InvalidArgumentError(f"{flag(name)}: no such file: {str(file)!r}")
         files = (_text(transformer), _text(tokenizer))
-        return cls(model, *files, depth, patch_nums, variant, text_encoder, _text(system_prompt))
+        texts = (variant, text_encoder, _text(system_prompt))
+        return cls(model, *files, depth, patch_nums, *texts, averaged, settings, _text(class_names))
 
     @classmethod
     def stored(cls, source: Mapping[str, Any]) -> ModelChoice:
@@ -154,7 +170,11 @@ class ModelChoice:
         """Keywords for ``from_official`` or ``from_pretrained``: what was given."""
         wanted = {word: getattr(self, field) for word, field in _FIELDS.items()}
         if self.patch_nums is not None:
-            wanted["patch_nums"] = read_whole_numbers(self.patch_nums, "--patch-nums")
+            wanted["patch_nums"] = read_sides(self.patch_nums, "--patch-nums")
+        if self.settings is not None:
+            wanted["settings"] = read_pairs(self.settings, "--settings")
+        if self.class_names is not None:
+            wanted["class_names"] = _class_names(Path(self.class_names))
         if self.system_prompt is not None:
             wanted["system_prompt"] = Path(self.system_prompt)
         return {word: value for word, value in wanted.items() if value is not None}
@@ -186,6 +206,12 @@ class ModelChoice:
                 raise InvalidArgumentError(
                     f"{self.source} holds several models; say which with {flag(_FIELDS[word])} {values}"
                 )
+
+
+def _class_names(path: Path) -> list[str]:
+    from nextscale.families.var.classes import read_class_names
+
+    return read_class_names(path)
 
 
 def _text(path: Path | None) -> str | None:

@@ -15,7 +15,7 @@ from nextscale import __version__
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.families.pipeline import Pipeline
 from nextscale.families.var import checkpoint
-from nextscale.families.var.classes import imagenet_classes, resolve_labels
+from nextscale.families.var.classes import checked_class_names, imagenet_classes, resolve_labels
 from nextscale.families.var.memory import estimate_memory
 from nextscale.families.var.session import VARSession
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
@@ -89,10 +89,13 @@ class VARPipeline(Pipeline):
         cls,
         name: str | Path,
         *,
+        class_names: Sequence[str] | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
     ) -> VARPipeline:
         """A model in the library's layout: an embedded name (``"cifar10"``), a folder, or a hub id.
+
+        class_names: others than the layout has, one per class in the order of their numbers.
 
         Raises ModelNotFoundError or CheckpointError, naming what is wrong.
         """
@@ -102,12 +105,17 @@ class VARPipeline(Pipeline):
             raise CheckpointError(
                 f"{str(name)!r} is a model of the family {config.get('family')!r}, not {FAMILY!r}"
             )
+        transformer = load_module(
+            lambda c: VARTransformer(VARTransformerConfig(**c)), folder / "transformer", placement
+        )
+        tokenizer = load_module(
+            lambda c: VARTokenizer(VARTokenizerConfig(**c)), folder / "tokenizer", placement
+        )
+        names = checked_class_names(class_names, transformer.config.num_classes)
         return cls(
-            load_module(
-                lambda c: VARTransformer(VARTransformerConfig(**c)), folder / "transformer", placement
-            ),
-            load_module(lambda c: VARTokenizer(VARTokenizerConfig(**c)), folder / "tokenizer", placement),
-            class_names=config.get("class_names", ()),
+            transformer,
+            tokenizer,
+            class_names=config.get("class_names", ()) if names is None else names,
             defaults=config.get("defaults"),
             name=str(name),
         )
@@ -120,26 +128,38 @@ class VARPipeline(Pipeline):
         *,
         depth: int | None = None,
         patch_nums: Sequence[int | Grid] | None = None,
+        averaged: bool | None = None,
+        settings: Mapping[str, Any] | None = None,
+        class_names: Sequence[str] | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
     ) -> VARPipeline:
         """The official files ``var_d*.pth`` and ``vae_ch160v4096z32.pth``, or any file with their tensors.
 
         transformer: a file, a folder that holds both files, or a hub id (``"FoundationVision/var"``).
-        tokenizer: its file; looked for beside the transformer when left out.
+        tokenizer: its file; looked for beside the transformer, and in its file, when left out.
         depth: which transformer, for a hub id or a folder with several.
-        patch_nums: side of every scale, only where the tensors cannot tell.
+        patch_nums: side of every scale, or ``(height, width)``, only where the tensors cannot tell.
+        averaged: whether to take averaged weights (EMA) of files that hold both; ``None`` takes them where there
+            are any.
+        settings: what else tensors cannot tell, such as ``{"num_heads": 8}`` of plain attention; also
+            ``norm_eps``, and of the tokenizer ``quant_resi``, ``using_znorm``, ``beta`` and ``norm_groups``.
+        class_names: one per class, in the order of their numbers; left out, a model of 1,000 classes has
+            ImageNet's.
 
         Depth, width, heads and flags are read from the tensors. Raises CheckpointError for files that do not
         fit, before anything is allocated, and ModelNotFoundError if a download fails.
         """
         placement = place(device, dtype)
         transformer_file, tokenizer_file = checkpoint.find_files(transformer, tokenizer, depth)
-        model = checkpoint.load_transformer(transformer_file, placement, patch_nums)
-        names = imagenet_classes() if model.config.num_classes == 1000 else ()
+        told: dict[str, Any] = {"settings": settings, "averaged": averaged}
+        model = checkpoint.load_transformer(transformer_file, placement, patch_nums, **told)
+        names = checked_class_names(class_names, model.config.num_classes)
+        if names is None:
+            names = imagenet_classes() if model.config.num_classes == 1000 else ()
         return cls(
             model,
-            checkpoint.load_tokenizer(tokenizer_file, placement, model.config.patch_nums),
+            checkpoint.load_tokenizer(tokenizer_file, placement, model.config.patch_nums, **told),
             class_names=names,
             name=str(transformer) if depth is None else f"{transformer} d{depth}",
         )
