@@ -57,7 +57,13 @@ def prefixed(tensors: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
 # ------------------------------------------------------------------ names
 
 
-WRAPPERS = ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.", "_checkpoint_wrapped_module."]
+WRAPPERS = [
+    "module.",
+    "_orig_mod.",
+    "_fsdp_wrapped_module.",
+    "_forward_module.",
+    "_checkpoint_wrapped_module.",
+]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,16 @@ WRAPPERS = ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module."
         "_orig_mod.module.",
         "module.module.",
         "_fsdp_wrapped_module._orig_mod.module.",
-        *("var.", "net.", "model.", "transformer.", "student.", "model.module.net._orig_mod.", "gpt.0.", "my_own."),
+        *(
+            "var.",
+            "net.",
+            "model.",
+            "transformer.",
+            "student.",
+            "model.module.net._orig_mod.",
+            "gpt.0.",
+            "my_own.",
+        ),
     ],
 )
 def test_prefixes(prefix: str, tmp_path: Path):
@@ -118,28 +133,48 @@ def test_two_names_that_become_one(tmp_path: Path):
 # ------------------------------------------------------------------ containers
 
 
-KEYS = ["state_dict", "model", "model_state_dict", "ema", "ema_state_dict", "trainer", "net", "module", "weights"]
+KEYS = [
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "ema",
+    "ema_state_dict",
+    "trainer",
+    "net",
+    "module",
+    "weights",
+]
 
 
 @pytest.mark.parametrize("outer", KEYS)
 @pytest.mark.parametrize("inner", [None, *KEYS])
 def test_containers(outer: str, inner: str | None, tmp_path: Path):
     inside: Any = prefixed(PLAIN, "module.")
-    content = {outer: inside if inner is None else {inner: inside, "step": 3}, "epoch": 7, "args": {"lr": 0.1}}
+    content = {
+        outer: inside if inner is None else {inner: inside, "step": 3},
+        "epoch": 7,
+        "args": {"lr": 0.1},
+    }
     assert value_of(read_part(save(content, tmp_path), PART)) == 1
     assert holds(tmp_path / "net.pth", PART)
 
 
 def test_optimisers_are_no_networks(tmp_path: Path):
     moments = {"exp_avg": EMA, "exp_avg_sq": EMA}
-    content = {"model": PLAIN, "optimizer": moments, "opt": {"state": {n: {"exp_avg": t} for n, t in EMA.items()}}}
+    content = {
+        "model": PLAIN,
+        "optimizer": moments,
+        "opt": {"state": {n: {"exp_avg": t} for n, t in EMA.items()}},
+    }
     for averaged in (None, False):
         assert value_of(read_part(save(content, tmp_path), PART, averaged=averaged)) == 1
 
 
 def test_several_networks_are_not_chosen_from(tmp_path: Path):
     path = save({"model": PLAIN, "net": EMA}, tmp_path)
-    with pytest.raises(CheckpointError, match=r"several such networks \(at 'model', 'net'\); save the state dict"):
+    with pytest.raises(
+        CheckpointError, match=r"several such networks \(at 'model', 'net'\); save the state dict"
+    ):
         read_part(path, PART)
     for content in (
         {"student": PLAIN, "teacher": EMA},
@@ -161,7 +196,9 @@ def test_nothing_endless(tmp_path: Path):
     round_about: dict[str, Any] = {"net": PLAIN}
     round_about |= {f"k{i}": round_about for i in range(40)}
     assert value_of(read_part(save(round_about, tmp_path), PART)) == 1
-    with pytest.raises(CheckpointError, match="holds no tensors at its top level or below; its keys are k0, k1"):
+    with pytest.raises(
+        CheckpointError, match="holds no tensors at its top level or below; its keys are k0, k1"
+    ):
         read_part(save(node, tmp_path), PART)
 
 
@@ -221,7 +258,9 @@ def test_averages_are_preferred_and_can_be_chosen(form: str, tmp_path: Path):
 
 def test_asking_for_what_is_not_there(tmp_path: Path):
     path = save({"model": PLAIN}, tmp_path)
-    with pytest.raises(CheckpointError, match=r"holds no averaged weights .*\(at 'model'\); averaged=False takes"):
+    with pytest.raises(
+        CheckpointError, match=r"holds no averaged weights .*\(at 'model'\); averaged=False takes"
+    ):
         read_part(path, PART, averaged=True)
     assert value_of(read_part(path, PART, averaged=True, strict=False)) == 1
     path = save({"ema": EMA}, tmp_path)
@@ -244,7 +283,9 @@ def test_what_averages_leave_out(tmp_path: Path):
     """Buffers in silence; parameters, as those that are not trained, with a word."""
     trained = {name: tensor for name, tensor in PARAMETERS.items() if not name.startswith("blocks.1.")}
     path = save({"model": PLAIN, "ema": trained}, tmp_path)
-    with pytest.warns(NextscaleWarning, match=r"at 'ema'\) lack 2 tensors.*: blocks\.1\.attn\.weight, blocks"):
+    with pytest.warns(
+        NextscaleWarning, match=r"at 'ema'\) lack 2 tensors.*: blocks\.1\.attn\.weight, blocks"
+    ):
         found = read_part(path, PART)
     assert found.keys() == PLAIN.keys()
     assert torch.equal(found["blocks.1.attn.weight"], PLAIN["blocks.1.attn.weight"])

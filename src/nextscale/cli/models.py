@@ -13,7 +13,8 @@ from nextscale.cli.options import DEPTHS, VARIANTS, flag, read_pairs, read_sides
 from nextscale.errors import InvalidArgumentError
 
 DEFAULT_MODEL = "cifar10"
-_OFFICIAL = ("tokenizer", "depth", "variant", "patch_nums", "averaged", "settings")  # options about official files alone
+# Options about official files alone.
+_OFFICIAL = ("tokenizer", "depth", "variant", "patch_nums", "averaged", "settings")
 # Options by the keywords that the pipelines' from_official and from_pretrained have for them.
 _FIELDS = {
     "tokenizer": "tokenizer",
@@ -60,8 +61,8 @@ class ModelChoice:
     model: an embedded name, a folder, a hub id, or an official transformer file.
     transformer, tokenizer: official files. depth, variant: which official model of a folder or hub id.
     patch_nums: sides of the scales as text, where official tensors cannot tell.
-    averaged: whether to take averaged weights of official files. settings: as text, what else they do not tell.
-    class_names: a file with them.
+    averaged: whether to take averaged weights of official files. settings: as text, what else they do not
+    tell. class_names: a file with them.
     text_encoder: a folder or hub id instead of the usual one. system_prompt: a file with HART's.
     """
 

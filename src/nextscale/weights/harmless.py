@@ -1,8 +1,8 @@
 """numpy's numbers in PyTorch files: trainers leave them among learning rates, metrics and random states.
 
-``weights_only=True`` refuses whatever is not a tensor or a plain value, and with one numpy number a file whose
-tensors are fine. Nothing but tensors is wanted here, so stand-ins take the place of numpy's constructors: they
-look at nothing, do nothing, and numpy itself is never called with what a file says.
+``weights_only=True`` refuses whatever is not a tensor or a plain value, and with one numpy number a file
+whose tensors are fine. Nothing but tensors is wanted here, so stand-ins take the place of numpy's
+constructors: they look at nothing, do nothing, and numpy itself is never called with what a file says.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAMES = [
     ("numpy", "ndarray"),
 ]
 # PyTorch goes by the module and the name that a class says it has.
-_STAND_INS = [type(name, (PassedOver,), {"__module__": module}) for module, name in _NAMES]
+_STAND_INS: list[Any] = [type(name, (PassedOver,), {"__module__": module}) for module, name in _NAMES]
 
 
 def numbers_passed_over() -> AbstractContextManager[object]:

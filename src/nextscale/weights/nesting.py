@@ -40,7 +40,8 @@ _GLUED = re.compile(r"(?:^|\.)(?:ema|shadow|averaged|avg|swa)_$")  # a prefix th
 class Part:
     """How the tensors of one kind of network are known.
 
-    telling: names that a file of it has. spare: names that a file may lack, being no parameters.
+    telling: names that a file of it has, each in as many ``spellings`` as there are. spare: names that a file
+        may lack, being no parameters.
     usual: the word that the published files nest it under; what lies there is taken unless averages are asked
         for.
     """
@@ -48,6 +49,7 @@ class Part:
     telling: frozenset[str]
     spare: re.Pattern[str]
     usual: str = ""
+    spellings: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def read_part(
 def holds(path: Path, part: Part) -> bool:
     """Whether a weight file, or a folder of several with an index, has the telling names of a network."""
     try:
-        return part.telling <= read_part(path, part, meta=True).keys()
+        found = part.telling & read_part(path, part, meta=True).keys()
+        return len(found) * part.spellings >= len(part.telling)
     except CheckpointError:
         return False
 
@@ -129,8 +132,10 @@ def _states(
     seen: what was visited already, so that a file cannot make it many by pointing to the same again.
     """
     tensors = {k: v for k, v in node.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    lists = [v for k, v in node.items() if k == _LIST and isinstance(v, list | tuple)]
-    lists = [values for values in lists if values and all(isinstance(v, Tensor) for v in values)]
+    found = node.get(_LIST)
+    lists: list[Sequence[Tensor]] = []
+    if isinstance(found, list | tuple) and found and all(isinstance(value, Tensor) for value in found):
+        lists = [found]
     if tensors or lists:
         yield _State(where, _unwrapped(tensors, where), averaged or "n_averaged" in tensors, lists)
     if len(where) == DEPTH:
@@ -164,8 +169,8 @@ def _unrecognised(states: Sequence[_State], path: Path) -> dict[str, Tensor]:
     largest = max(states, key=lambda state: len(state.tensors)).tensors
     if any("flat_param" in name for name in largest):
         raise CheckpointError(
-            f"the parameters in {path.name} are flattened ({some(largest)}), as FSDP has them on one rank; save "
-            f"its full state dict (StateDictType.FULL_STATE_DICT) and load that"
+            f"the parameters in {path.name} are flattened ({some(largest)}), as FSDP has them on one rank; "
+            f"save its full state dict (StateDictType.FULL_STATE_DICT) and load that"
         )
     return largest
 
@@ -191,10 +196,12 @@ def _networks(state: _State, part: Part, path: Path) -> list[Found]:
                 hits[prefix] = hits.get(prefix, 0) + 1
     groups: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in hits}
     for name, tensor in state.tensors.items():
-        prefix = max((p for p in hits if name.startswith(p)), key=len, default=None)
-        own = None if prefix is None else name.removeprefix(prefix)
-        if prefix is not None and own and not (own in _COUNTERS and tensor.ndim < 2):
-            groups[prefix][own] = tensor
+        around = [prefix for prefix in hits if name.startswith(prefix)]
+        if around:
+            prefix = max(around, key=len)
+            own = name.removeprefix(prefix)
+            if not (own in _COUNTERS and tensor.ndim < 2):
+                groups[prefix][own] = tensor
     found = [
         Found(
             (*state.where, prefix),
@@ -279,11 +286,14 @@ def _are_one(found: Sequence[Found]) -> bool:
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
-    is_plain = tensor.layout == torch.strided
-    return (tensor.untyped_storage()._cdata, tensor.storage_offset()) if is_plain else (id(tensor), 0)
+    if tensor.layout != torch.strided:
+        return id(tensor), 0
+    return tensor.untyped_storage()._cdata, int(tensor.storage_offset())
 
 
-def _completed(chosen: Found, found: Sequence[Found], part: Part, path: Path, *, told: bool) -> dict[str, Tensor]:
+def _completed(
+    chosen: Found, found: Sequence[Found], part: Part, path: Path, *, told: bool
+) -> dict[str, Tensor]:
     """Averages, with what they leave out from the weights that they are averages of."""
     beside = [one for one in found if not one.averaged and not _words(one.where) & _ASIDE]
     if len(beside) != 1:
@@ -292,8 +302,7 @@ def _completed(chosen: Found, found: Sequence[Found], part: Part, path: Path, *,
     left_out = [name for name in absent if not part.spare.search(name)]
     if left_out and told:
         warn(
-            f"the averaged weights of {path.name} (at {chosen.place}) lack {len(left_out)} tensors, which are "
-            f"taken from the others: {some(left_out)}"
+            f"the averaged weights of {path.name} (at {chosen.place}) lack {len(left_out)} tensors, which "
+            f"are taken from the others: {some(left_out)}"
         )
     return {**absent, **chosen.tensors}
-

@@ -74,9 +74,9 @@ def told(settings: Mapping[str, Any], kinds: Mapping[str, type], path: Path, rem
 def square_sides(counts: Sequence[int]) -> list[int] | None:
     """The sides of square grids of so many cells each; ``None`` where they may be of another shape.
 
-    Numbers of cells tell no shapes: 4 can be 2x2 and 1x4. Grids of one picture have about its shape, so all of
-    them beyond single cells would have to be m^2 times as wide as high; they can be only if m divides every
-    side, as it does in 2, 4, 8, and in no published list.
+    Numbers of cells tell no shapes: 4 can be 2x2 and 1x4. Grids of one picture have about its shape, so all
+    of them beyond single cells would have to be m^2 times as wide as high; they can be only if m divides
+    every side, as it does in 2, 4, 8, and in no published list.
     """
     sides = [math.isqrt(n) for n in counts]
     are_squares = [side * side for side in sides] == list(counts)
@@ -130,7 +130,9 @@ def read_official(path: Path, *, unwrap: Sequence[str] = (), meta: bool = False)
     unwrap, meta: see :func:`~nextscale.weights.files.read_weights`, which also names the errors.
     """
     weights = _one_of(path)
-    return _read_shards(weights, meta) if _is_index(weights) else read_weights(weights, unwrap=unwrap, meta=meta)
+    return (
+        _read_shards(weights, meta) if _is_index(weights) else read_weights(weights, unwrap=unwrap, meta=meta)
+    )
 
 
 def read_content(path: Path, *, meta: bool = False) -> dict[Any, Any]:
@@ -163,7 +165,8 @@ def _one_of(path: Path) -> Path:
 
 
 def _read_shards(index: Path, meta: bool) -> dict[str, Tensor]:
-    folder, tensors = index.parent, {}
+    folder = index.parent
+    tensors: dict[str, Tensor] = {}
     for shard, names in _shards(index).items():
         found = read_weights(folder / shard, meta=meta)
         absent = [n for n in names if n not in found]

@@ -221,10 +221,14 @@ def test_averaged_weights_of_a_trainers_checkpoint(case: Callable, tmp_path: Pat
         assert torch.equal(found.head.weight, expected["head.weight"])
     torch.save({"trainer": {"gpt_ema_fsdp": averaged}}, path)
     assert torch.equal(load_transformer(path, CPU).head.weight, averaged["head.weight"])
-    with pytest.raises(CheckpointError, match=r"no other weights .*\(at 'trainer.gpt_ema_fsdp'.*averaged=True"):
+    with pytest.raises(
+        CheckpointError, match=r"no other weights .*\(at 'trainer.gpt_ema_fsdp'.*averaged=True"
+    ):
         load_transformer(path, CPU, averaged=False)
     torch.save({"trainer": {"gpt_fsdp": raw}}, path)
-    with pytest.raises(CheckpointError, match=r"no averaged weights .*\(at 'trainer.gpt_fsdp'.*averaged=False"):
+    with pytest.raises(
+        CheckpointError, match=r"no averaged weights .*\(at 'trainer.gpt_fsdp'.*averaged=False"
+    ):
         load_transformer(path, CPU, averaged=True)
 
 

@@ -79,7 +79,7 @@ PatchNums = tuple[int | Grid, ...]
 
 def recognises(path: Path) -> bool:
     """Whether a weight file, or a folder of several with an index, has the names of a HART transformer."""
-    return _TRANSFORMER_NAMES <= read_part(path, _TRANSFORMER_PART, meta=True).keys()
+    return read_part(path, _TRANSFORMER_PART, meta=True).keys() >= _TRANSFORMER_NAMES
 
 
 def find_files(
@@ -130,7 +130,8 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _beside(folder: Path, tokenizer: str | Path | None, transformer: Path | None = None) -> Path:
-    """The tokenizer: given, or in the folder of its name inside or beside the transformer's, or in its file."""
+    """The tokenizer: given, or in the folder of its name inside or beside the transformer's, or in its
+    file."""
     if tokenizer is not None:
         path = Path(tokenizer)
         if not path.exists():

@@ -86,6 +86,7 @@ _TOKENIZER_PART = Part(
     ),
     re.compile(r"(^|\.)(mask|quantize|quantizer|disc)\b"),
     usual="vae",
+    spellings=2,
 )
 # Files have block_chunks.0.module.1, of which the module is a wrapper's word, and is taken off as such.
 _CHUNK = re.compile(r"^block_chunks\.(\d+)\.(?:module\.)?(\d+)\.")
@@ -112,7 +113,7 @@ _OTHERS = {
 
 def recognises(path: Path) -> bool:
     """Whether a weight file, or a folder of several with an index, has an Infinity transformer's names."""
-    return _TRANSFORMER_NAMES <= read_part(path, _TRANSFORMER_PART, meta=True).keys()
+    return read_part(path, _TRANSFORMER_PART, meta=True).keys() >= _TRANSFORMER_NAMES
 
 
 def find_files(
@@ -266,8 +267,8 @@ def load_tokenizer(
     token_bits: bits per token of the transformer it is used with, which tells spatial patchify; ``None`` is
         those of a cell. patch_nums: side (or ``(height, width)``) of every scale of the transformer's grid,
         for a model with one schedule of its own.
-    averaged: as for the transformer, but a file with others only is no error, and ``None`` takes what lies under
-        ``vae`` where a file has that, as the official code does.
+    averaged: as for the transformer, but a file with others only is no error, and ``None`` takes what lies
+        under ``vae`` where a file has that, as the official code does.
     Raises CheckpointError before anything is allocated if names or shapes are not those of the family, or
     the bits are not those of the transformer.
     """

@@ -59,7 +59,7 @@ Settings = Mapping[str, Any]
 
 def recognises(path: Path) -> bool:
     """Whether a weight file, or a folder of several with an index, has the names of a VAR transformer."""
-    return _TRANSFORMER_NAMES <= read_part(path, _TRANSFORMER, meta=True).keys()
+    return read_part(path, _TRANSFORMER, meta=True).keys() >= _TRANSFORMER_NAMES
 
 
 def find_files(transformer: str | Path, tokenizer: str | Path | None, depth: int | None) -> tuple[Path, Path]:
@@ -180,7 +180,8 @@ def check_settings(settings: Settings | None, path: Path) -> None:
     unknown = [name for name in settings or {} if name not in known]
     if unknown:
         raise CheckpointError(
-            f"{path.name}: VAR has no setting {unknown[0]!r} that tensors do not tell; known: {', '.join(known)}"
+            f"{path.name}: VAR has no setting {unknown[0]!r} that tensors do not tell; known: "
+            f"{', '.join(known)}"
         )
 
 
@@ -234,7 +235,8 @@ def _heads(given: int | None, shapes: Mapping[str, Tensor], width: int, path: Pa
     if temperature is not None:
         if given is not None and given != temperature.numel():
             raise CheckpointError(
-                f"{path.name} has {temperature.numel()} heads, but settings= say num_heads = {given}; leave it out"
+                f"{path.name} has {temperature.numel()} heads, but settings= say num_heads = {given}; leave "
+                f"it out"
             )
         return temperature.numel()
     if given is None and width % _HEAD and "blocks.0.attn.mat_qkv.weight" in shapes:

@@ -54,7 +54,8 @@ def read_class_names(path: Path) -> list[str]:
     if not lines or not all(lines):
         blank = lines.index("") + 1 if lines else 1
         raise InvalidArgumentError(
-            f"line {blank} of {str(path)!r} is blank; every line is the name of a class, the first that of class 0"
+            f"line {blank} of {str(path)!r} is blank; every line is the name of a class, the first that of "
+            f"class 0"
         )
     return lines
 
