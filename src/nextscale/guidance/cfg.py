@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from nextscale.errors import GridError, InvalidArgumentError
@@ -26,10 +27,14 @@ from nextscale.guidance.base import (
     require_branch,
 )
 from nextscale.guidance.schedules import (
+    StepStrength,
     Strength,
     StrengthLike,
+    by_step,
     check_number,
     check_strength,
+    is_single,
+    picture_rows,
     resolve_strength,
     settings_from_dict,
     strength_to_json,
@@ -46,13 +51,13 @@ _SETTINGS = ("scale", "convention", "ramp")
 
 
 def classifier_free_guidance(
-    cond: Tensor, uncond: Tensor, *, scale: float, convention: Convention = "extra"
+    cond: Tensor, uncond: Tensor, *, scale: float | Sequence[float], convention: Convention = "extra"
 ) -> Tensor:
     """Combine two branches, exactly as the formula of the convention is written.
 
     Args:
         cond, uncond: logits, or hidden states where a model guides those; any equal shapes.
-        scale: t for ``"extra"``, s for ``"interpolate"``.
+        scale: t for ``"extra"``, s for ``"interpolate"``; or one for each picture, along the first axis.
         convention: see the module.
 
     Returns:
@@ -60,7 +65,7 @@ def classifier_free_guidance(
         ``cond`` itself, the same tensor.
 
     Raises:
-        GridError: if the shapes differ.
+        GridError: if the shapes differ, or there is another number of scales than of pictures.
         InvalidArgumentError: for an unknown convention, a scale that is negative or not finite, or integer
             logits.
     """
@@ -69,14 +74,25 @@ def classifier_free_guidance(
         raise GridError(
             f"the branches differ in shape: cond {tuple(cond.shape)}, uncond {tuple(uncond.shape)}"
         )
-    scale = check_number(scale, "scale")
-    if scale == _NEUTRAL[convention]:
+    if isinstance(scale, Sequence):
+        values = [check_number(value, f"scale[{index}]") for index, value in enumerate(scale)]
+        if cond.ndim == 0 or len(values) != len(cond):
+            raise GridError(f"{len(values)} scales, one a picture, for branches {tuple(cond.shape)}")
+    else:
+        values = [check_number(scale, "scale")]
+    if all(value == _NEUTRAL[convention] for value in values):
         return cond
     dtype = compute_dtype(cond, uncond)
     c, u = cond.to(dtype), uncond.to(dtype)
-    combined = (
-        ((1 + scale) * c).sub_(scale * u) if convention == "extra" else (scale * c).add_((1 - scale) * u)
-    )
+    extra = convention == "extra"
+    keep: Any = [1 + value if extra else value for value in values]
+    take: Any = [value if extra else 1 - value for value in values]
+    if isinstance(scale, Sequence):
+        shape = (len(values), *[1] * (cond.ndim - 1))
+        keep, take = (torch.tensor(v, dtype=dtype).view(shape).to(cond.device) for v in (keep, take))
+    else:
+        (keep,), (take,) = keep, take
+    combined = (keep * c).sub_(take * u) if extra else (keep * c).add_(take * u)
     return combined.to(cond.dtype)
 
 
@@ -86,6 +102,7 @@ class ClassifierFreeGuidance:
 
     scale: t (``"extra"``) or s (``"interpolate"``): a number, one value per step, or a callable that gets
         every :class:`GuidanceStep` once, when a generation begins, and returns a number. Finite, at least 0.
+        Or per picture: ``(B, 1)``, a number for each, or ``(B, steps)``.
     convention: ``"extra"`` or ``"interpolate"``, see the module.
     ramp: how a number is spread over K steps. ``"constant"``; ``"linear"``: from neutral at the first step to
         ``scale`` at the last, in proportion to k / (K - 1), neutral if K = 1; ``"linear-hold"``: the same,
@@ -105,7 +122,7 @@ class ClassifierFreeGuidance:
     ) -> None:
         check_convention(convention)
         checked = check_strength(scale, "scale")
-        single = isinstance(checked, float)
+        single = is_single(checked)
         if ramp is None:
             ramp = "linear" if single and convention == "extra" else "constant"
         if ramp not in RAMPS:
@@ -122,23 +139,30 @@ class ClassifierFreeGuidance:
     @property
     def branches(self) -> tuple[str, ...]:
         """``("cond",)`` if every step is neutral, else ``("cond", "uncond")``, as for any callable."""
-        values = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        rows = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        values = [value for row in rows for value in (row if isinstance(row, tuple) else (row,))]
         if all(value == _NEUTRAL[self.convention] for value in values):
             return (CONDITIONAL,)
         return (CONDITIONAL, UNCONDITIONAL)
 
-    def scales(self, grids: Iterable[Sequence[int]]) -> tuple[float, ...]:
-        """The t or s of every step of a generation over these grids.
+    def scales(self, grids: Iterable[Sequence[int]]) -> tuple[StepStrength, ...]:
+        """The t or s of every step of a generation over these grids; one per picture where they differ.
 
         Raises:
             InvalidArgumentError: if the values given per step are not one per step.
         """
         checked = as_grids(grids)
-        if self.ramp == "constant" or not isinstance(self.scale, float):
+        rows = picture_rows(self.scale)
+        if self.ramp == "constant" or not is_single(self.scale):
             return resolve_strength(self.scale, checked, name="scale")
-        neutral, last = _NEUTRAL[self.convention], len(checked) - 1
+        if rows is not None:
+            return by_step([self._ramped(float(row), len(checked)) for row in rows])  # type: ignore[arg-type]
+        return self._ramped(float(self.scale), len(checked))  # type: ignore[arg-type]
+
+    def _ramped(self, scale: float, steps: int) -> tuple[float, ...]:
+        neutral, last = _NEUTRAL[self.convention], steps - 1
         # scale * (k / (K - 1)) in this order: the rounding of the official code.
-        ramped = [neutral + (self.scale - neutral) * (index / max(last, 1)) for index in range(len(checked))]
+        ramped = [neutral + (scale - neutral) * (index / max(last, 1)) for index in range(steps)]
         if self.ramp == "linear-hold" and last > 0:
             ramped[last] = ramped[last - 1]
         return tuple(ramped)
@@ -176,7 +200,7 @@ class ClassifierFreeGuidance:
 class ClassifierFreeState:
     """One generation of :class:`ClassifierFreeGuidance`; it remembers nothing."""
 
-    def __init__(self, scales: Sequence[float], convention: Convention) -> None:
+    def __init__(self, scales: Sequence[StepStrength], convention: Convention) -> None:
         self._scales = tuple(scales)
         self._convention = convention
 

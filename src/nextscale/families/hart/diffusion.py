@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.guidance.cfg import classifier_free_guidance
 from nextscale.nn.linear import Linear
 from nextscale.nn.timestep import TimestepEmbedding
 
@@ -243,7 +244,7 @@ class ResidualDiffusion(nn.Module):
     def sample(
         self,
         condition: Tensor,
-        guidance: float | None,
+        guidance: float | Sequence[float] | None,
         noise: Tensor,
         temperature: float = 1.0,
     ) -> Tensor:
@@ -251,8 +252,9 @@ class ResidualDiffusion(nn.Module):
 
         condition: ``(2 M, ..., C)``, the rows with a condition before those without; or ``(M, ..., C)`` if
             guidance is None.
-        guidance: g of ``(1 + g) cond - g uncond``, which combines the predicted noise. None is plain
-            sampling, and exactly 1 is too: there the published model leaves the combination out.
+        guidance: g of ``(1 + g) cond - g uncond``, which combines the predicted noise, or one for each of the
+            M. None is plain sampling, and exactly 1 is too: there the published model leaves the combination
+            out.
         noise: ``(n, M, ..., target_channels)`` for n sampling steps, as from :meth:`draw_noise`. The first is
             where the process starts, the others are added by all steps but the last, in their order.
         temperature: factor on the noise of the steps.
@@ -263,7 +265,7 @@ class ResidualDiffusion(nn.Module):
     def trajectory(
         self,
         condition: Tensor,
-        guidance: float | None,
+        guidance: float | Sequence[float] | None,
         noise: Tensor,
         temperature: float = 1.0,
     ) -> Iterator[ReverseStep]:
@@ -272,7 +274,9 @@ class ResidualDiffusion(nn.Module):
         Only the conditional half is followed: nothing depends on what becomes of the other.
         """
         n = self.process.num_steps
-        if guidance is not None and guidance == 1.0:
+        if isinstance(guidance, Sequence):
+            guidance = tuple(0.0 if g == 1.0 else g for g in guidance)  # which leaves it out row by row
+        elif guidance is not None and guidance == 1.0:
             condition, guidance = condition.chunk(2)[0], None
         rows = len(condition) // (1 if guidance is None else 2)
         shape = (n, rows, *condition.shape[1:-1], self.target_channels)
@@ -292,7 +296,9 @@ class ResidualDiffusion(nn.Module):
             x = step.sample
             yield step
 
-    def predict(self, x: Tensor, timesteps: Tensor, condition: Tensor, guidance: float | None) -> Tensor:
+    def predict(
+        self, x: Tensor, timesteps: Tensor, condition: Tensor, guidance: float | Sequence[float] | None
+    ) -> Tensor:
         """What the network makes of x ``(M, ..., z)``: noise and variance, ``(M, ..., 2 z)``.
 
         timesteps: training steps, one for all or one per row of the condition. With guidance the condition
@@ -304,7 +310,10 @@ class ResidualDiffusion(nn.Module):
             return result
         cond, uncond = self.net(torch.cat([x, x]), timesteps, condition).chunk(2)
         z = self.target_channels
-        eps = (1 + guidance) * cond[..., :z] - guidance * uncond[..., :z]
+        if isinstance(guidance, Sequence):
+            eps = classifier_free_guidance(cond[..., :z], uncond[..., :z], scale=guidance)
+        else:
+            eps = (1 + guidance) * cond[..., :z] - guidance * uncond[..., :z]
         return torch.cat([eps, cond[..., z:]], dim=-1)
 
     def reverse_step(

@@ -21,7 +21,6 @@ from nextscale.families.infinity.request import (
     given_bits,
     resolve_layers,
     resolve_schedule,
-    resolve_steps,
 )
 from nextscale.families.infinity.schedules import FULL
 from nextscale.families.infinity.session import InfinitySession
@@ -30,6 +29,7 @@ from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTok
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
 from nextscale.families.pipeline import TextPipeline
 from nextscale.families.text import Prompts, TextEncoder, encode_negative, encode_prompts
+from nextscale.generation.given import check_number, resolve_steps
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.request import (
@@ -47,6 +47,7 @@ from nextscale.generation.request import (
     resolve_ssg,
     with_values,
 )
+from nextscale.generation.strengths import check_pictures, in_convention, of_pictures
 from nextscale.generation.tokens import Drawer, Sampler
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance
@@ -154,8 +155,8 @@ class InfinityPipeline(TextPipeline):
         model: which of the released models, for a hub id or a folder with several.
         patch_nums: side (or ``(height, width)``) of every scale of the transformer's grid, for a model with
             one schedule of its own.
-        averaged: whether to take averaged weights (EMA) of files that hold both, as the official trainer's do;
-            ``None`` takes them where there are any.
+        averaged: whether to take averaged weights (EMA) of files that hold both, as the official trainer's
+            do; ``None`` takes them where there are any.
 
         Sizes are read from the tensors. Raises CheckpointError for files that do not fit, before anything is
         allocated, and ModelNotFoundError if a download fails.
@@ -296,15 +297,15 @@ class InfinityPipeline(TextPipeline):
         drawn_from = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "min_p": min_p}
         # A bit has two values, so any top_k from 2 on keeps both, as the official default of 900 does.
         filters = self._filters(grids, sys.maxsize, **drawn_from)
-        guidance = GuidanceChain([cfg if ON_LOGITS in layers else None, spatial])
         texts, features = encode_prompts(prompts, self.text_encoder)
         seeds = resolve_seeds(seed, len(features))
         unwanted, negative = encode_negative(negative_prompt, len(features), self.text_encoder)
         for part in (features, negative):
             if part is not None:
                 self.transformer.check_text(part)
+        check_pictures(len(features), guidance_scale=cfg, ssg=spatial)
+        check_number(given_tokens, grids, steps)
         given = given_bits(self.tokenizer, given_tokens, grids, len(features))
-        scales = [s if cfg.convention == "interpolate" else 1 + s for s in cfg.scales(grids)]
         counts = [n * self.transformer.config.bits for n in grids.lengths]
 
         def draw_span(span: slice) -> Drawn:
@@ -317,17 +318,19 @@ class InfinityPipeline(TextPipeline):
                 choices=2,
                 given=[maps[span] for maps in given],
             )
+            scale = of_pictures(cfg, span)
+            chain = [scale if ON_LOGITS in layers else None, of_pictures(spatial, span)]
             session = InfinitySession(
                 self.transformer,
                 self.tokenizer,
                 grids,
                 features[span],
                 negative=None if negative is None else negative[span],
-                scales=scales,
+                scales=[in_convention(s, scale.convention, "interpolate") for s in scale.scales(grids)],
                 layers=layers,
                 stop_after=steps,
             )
-            return draw_batch(session, draw, guidance, on_step)
+            return draw_batch(session, draw, GuidanceChain(chain), on_step)
 
         images, tokens = draw_batches(
             len(features), batch_size, draw_span, partial(self._decode, tile=tile), output_type

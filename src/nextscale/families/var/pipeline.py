@@ -20,6 +20,7 @@ from nextscale.families.var.memory import estimate_memory
 from nextscale.families.var.session import VARSession
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
+from nextscale.generation.given import given_codes, resolve_steps
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.request import (
@@ -38,6 +39,7 @@ from nextscale.generation.request import (
     with_values,
 )
 from nextscale.generation.soft import SoftCodes
+from nextscale.generation.strengths import check_pictures, of_pictures, per_picture
 from nextscale.generation.tokens import Drawer, Sampler
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance
@@ -140,8 +142,8 @@ class VARPipeline(Pipeline):
         tokenizer: its file; looked for beside the transformer, and in its file, when left out.
         depth: which transformer, for a hub id or a folder with several.
         patch_nums: side of every scale, or ``(height, width)``, only where the tensors cannot tell.
-        averaged: whether to take averaged weights (EMA) of files that hold both; ``None`` takes them where there
-            are any.
+        averaged: whether to take averaged weights (EMA) of files that hold both; ``None`` takes them where
+            there are any.
         settings: what else tensors cannot tell, such as ``{"num_heads": 8}`` of plain attention; also
             ``norm_eps``, and of the tokenizer ``quant_resi``, ``using_znorm``, ``beta`` and ``norm_groups``.
         class_names: one per class, in the order of their numbers; left out, a model of 1,000 classes has
@@ -199,6 +201,8 @@ class VARPipeline(Pipeline):
         min_p: float = 0.0,
         temperature: float | Sequence[float] | None = None,
         more_smooth: bool = False,
+        given_tokens: Sequence[Tensor] = (),
+        stop_after: int | None = None,
         seed: int | Sequence[int] | None = None,
         sampler: Sampler = "paired",
         batch_size: int = 16,
@@ -213,6 +217,9 @@ class VARPipeline(Pipeline):
         ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off.
         top_k, top_p, min_p, temperature: see :class:`~nextscale.generation.tokens.Filters`.
         more_smooth: mix codes instead of drawing them (VAR's option for looks; not for measuring).
+        given_tokens: token maps ``(B, h, w)`` of the first scales, taken in place of drawn ones; one for all
+            pictures or one each.
+        stop_after: make this many scales only, and decode what there is.
         seed: a number (the images get it and the following ones), one per image, or ``None`` for fresh ones.
         sampler: ``"paired"`` (an image depends on its seed alone), ``"greedy"``, or ``"multinomial"`` (the
             official code's draws; depends on the batch).
@@ -220,8 +227,12 @@ class VARPipeline(Pipeline):
         output_type: ``"pil"``, ``"pt"`` or ``"np"``; see :class:`GenerationOutput`.
 
         ``None`` takes the model's default. Raises InvalidArgumentError naming the value and what is allowed.
+
+        The settings that come back make the pictures again, but for given tokens, of which they hold no
+        numbers.
         """
         check_output_type(output_type)
+        steps = resolve_steps(stop_after, self.schedule)
         numbers = resolve_labels(labels, self.class_names, self.transformer.config.num_classes)
         seeds = resolve_seeds(seed, len(numbers))
         scale = self.defaults["guidance_scale"] if guidance_scale is None else guidance_scale
@@ -229,15 +240,28 @@ class VARPipeline(Pipeline):
         spatial = with_values(resolve_ssg(ssg, self.defaults), self.schedule.grids)
         drawn_from = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "min_p": min_p}
         filters = self._filters(self.schedule, self.transformer.config.vocab_size, **drawn_from)
-        guidance = GuidanceChain([cfg, spatial])
+        check_pictures(len(numbers), guidance_scale=cfg, ssg=spatial)
+        given = given_codes(self.tokenizer, given_tokens, self.schedule, steps, len(numbers))
+        # A recording holds what it was made with, and so can take the usual case alone.
+        recordable = on_step is None and not more_smooth and sampler != "multinomial" and not given
+        recordable = recordable and steps == len(self.schedule)
 
         def draw_span(span: slice) -> Drawn:
-            draw = Drawer(sampler, filters, seeds[span], self.schedule.lengths, self.device)
+            maps = [tokens[span] for tokens in given]
+            draw = Drawer(sampler, filters, seeds[span], self.schedule.lengths, self.device, given=maps)
+            guidance = GuidanceChain([of_pictures(cfg, span), of_pictures(spatial, span)])
             wanted = torch.tensor(numbers[span], device=self.device)
-            if on_step is None and not more_smooth and sampler != "multinomial":
+            if recordable and not per_picture(cfg, spatial):
                 return self._recorded(wanted, draw, guidance)
-            smooth = SoftCodes.of(draw) if more_smooth else None
-            session = VARSession(self.transformer, self.tokenizer, wanted, guidance.branches, smooth)
+            session = VARSession(
+                self.transformer,
+                self.tokenizer,
+                wanted,
+                guidance.branches,
+                SoftCodes.of(draw) if more_smooth else None,
+                given=len(given),
+                stop_after=steps,
+            )
             return draw_batch(session, draw, guidance, on_step)
 
         images, tokens = draw_batches(
@@ -256,6 +280,8 @@ class VARPipeline(Pipeline):
             "min_p": filters.min_p,
             "temperature": filters.temperature,
             "more_smooth": more_smooth,
+            "given_tokens": len(given),
+            "stop_after": stop_after,
             "sampler": sampler,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
