@@ -25,6 +25,7 @@ from nextscale.demo.settings import Settings, as_text
 from nextscale.demo.views import Shown
 from nextscale.demo.visits import Entry, Visit, Visits
 from nextscale.errors import InvalidArgumentError
+from nextscale.generation.noise import version_note
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 
 STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
@@ -100,9 +101,14 @@ class Desk:
 
     def open(self, visit: Visit, path: str) -> Changes:
         """A picture with settings in it is opened."""
-        settings, index = from_picture(self.files.read_settings(Path(path)), self.shelf)
+        stored = self.files.read_settings(Path(path))
+        settings, index = from_picture(stored, self.shelf)
         visit.chosen = index
-        return self._set(visit, self.shelf.get(settings.model), settings, draw=True)
+        changed = version_note(stored)
+        changes = self._set(visit, self.shelf.get(settings.model), settings, draw=changed is None)
+        if changed is not None:  # another picture must not appear as if it were this one
+            changes["status"] = views.ready(f"Of the picture opened: {changed}. Press Draw to see it.")
+        return changes
 
     def recall(self, visit: Visit, index: Any) -> Changes:
         """An entry of the gallery is chosen."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nextscale.evaluation.features import KERNEL_DIVISOR, for_kernel
 from nextscale.evaluation.metrics import (
     frechet_distance,
     frechet_error,
@@ -73,7 +74,10 @@ def measure(generated: Shards, reference: MeasuredReference | None, protocol: Pr
             )
         else:
             _neighbours(figures, features, reference.features, rules)
-            _kernel(figures, names["kernel"], features, reference.features, rules)
+            pair = [for_kernel(x, protocol.features) for x in (features, reference.features)]
+            _kernel(figures, names["kernel"], pair[0], pair[1], rules)
+            if KERNEL_DIVISOR in protocol.features:
+                figures.details[f"{names['kernel']}_of"] = f"features / {protocol.features[KERNEL_DIVISOR]}"
     if generated.has("logits"):
         _logits(figures, names["score"], generated.tensor("logits"), protocol)
     return figures

@@ -36,6 +36,7 @@ from nextscale.evaluation.images import (
 )
 from nextscale.evaluation.moments import Gaussian, Moments
 from nextscale.evaluation.provenance import file_digest
+from nextscale.evaluation.rows import check_rows
 from nextscale.evaluation.shards import Shards
 from nextscale.sampling.npz import IMAGES
 
@@ -90,7 +91,10 @@ class Reference:
         return 0 if self.images is None or stored else len(self.images)
 
     def check(self, space: FeatureSpace, size: tuple[int, int]) -> None:
-        """Raises InvalidArgumentError if pictures of this size cannot be compared with it in this space."""
+        """Raises InvalidArgumentError if pictures of this size cannot be compared with it in this space.
+
+        Raises DataError for statistics that are used, and have negative variances.
+        """
         if self.images is None and not self.fits(space):
             stored = (self.space or {}).get("name", "nothing")
             other = "other weights of it" if stored == space.name else str(stored)
@@ -104,6 +108,12 @@ class Reference:
                 f"the reference {self.name} has pictures of {w}x{h} pixels, and those to be measured have "
                 f"{width}x{height}; a reference of the same size is needed"
             )
+        if self.fits(space):
+            for key, gaussian in self.statistics.items():
+                try:
+                    _ = gaussian.root  # which distances need later, and then have
+                except InvalidArgumentError as error:
+                    raise DataError(f"{self.name}: {' and '.join(STATISTICS[key])}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -148,7 +158,10 @@ def _gaussian(shards: Shards, key: str) -> Gaussian:
 
 
 def open_reference(path: str | Path) -> Reference:
-    """A reference ``.npz``, or an embedded one by name. Raises DataError, naming what is missing."""
+    """A reference ``.npz``, or an embedded one by name.
+
+    Raises DataError, naming what is missing, or what of it is no number or no covariance.
+    """
     path = Path(path)
     if str(path) in EMBEDDED and not path.exists():
         path = Path(str(resources.files("nextscale.evaluation"))) / "references" / f"{path}.npz"
@@ -158,14 +171,20 @@ def open_reference(path: str | Path) -> Reference:
     statistics = {
         key: _stored(path, arrays, *names) for key, names in STATISTICS.items() if names[0] in arrays
     }
-    features = torch.from_numpy(arrays["features"]).float() if "features" in arrays else None
+    features = _features(path, arrays)
     if not (has_images or statistics or features is not None):
         raise DataError(
             f"{path.name} is no reference: it has neither {IMAGES} nor mu and sigma, but "
             f"{', '.join(arrays) or 'nothing'}"
         )
+    if features is not None and "features" in statistics:
+        width = len(statistics["features"].mean)
+        if features.shape[1] != width:
+            raise DataError(f"{path.name}: features have {features.shape[1]} columns, and mu has {width}")
     about = _about(path, arrays)
     count = about.get("count")
+    if count is not None and (type(count) is not int or count < 2):
+        raise DataError(f"{path.name}: its statistics are said to be of {count!r} pictures")
     return Reference(
         name=path.name,
         sha256=file_digest(path),
@@ -179,10 +198,27 @@ def open_reference(path: str | Path) -> Reference:
 def _stored(path: Path, arrays: Mapping[str, Any], mean: str, covariance: str) -> Gaussian:
     if covariance not in arrays:
         raise DataError(f"{path.name} has {mean} but no {covariance}")
+    shapes = [tuple(arrays[name].shape) for name in (mean, covariance)]
+    if len(shapes[0]) != 1 or shapes[1] != shapes[0] * 2:
+        raise DataError(
+            f"{path.name}: {mean} and {covariance} do not fit each other: a mean (d,) and a covariance "
+            f"(d, d) are needed, got {shapes[0]} and {shapes[1]}"
+        )
     try:
         return Gaussian(torch.from_numpy(arrays[mean]), torch.from_numpy(arrays[covariance]))
     except (InvalidArgumentError, TypeError) as error:
-        raise DataError(f"{path.name}: {mean} and {covariance} do not fit each other: {error}") from None
+        raise DataError(f"{path.name}: {mean} and {covariance} are no statistics: {error}") from None
+
+
+def _features(path: Path, arrays: Mapping[str, Any]) -> Tensor | None:
+    if "features" not in arrays:
+        return None
+    try:
+        features = torch.from_numpy(arrays["features"]).float()
+        check_rows(features)
+    except (InvalidArgumentError, TypeError) as error:
+        raise DataError(f"{path.name}: {error}") from None
+    return features
 
 
 def _about(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,6 +228,8 @@ def _about(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(str(arrays["about"]))
     except ValueError:
         raise DataError(f"{path.name}: about is not JSON") from None
+    if not isinstance(about, dict):
+        raise DataError(f"{path.name}: about is no JSON object")
     return about
 
 

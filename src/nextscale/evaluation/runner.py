@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nextscale import __version__
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import InvalidArgumentError, NotFiniteError
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.figures import Figures, measure
 from nextscale.evaluation.images import Advance, Images, NpzImages, unheard, write_npz
@@ -83,7 +83,10 @@ class PipelineImages:
         return self.protocol.images
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Draw pictures ``start`` up to ``stop``, all at once."""
+        """Draw pictures ``start`` up to ``stop``, all at once.
+
+        Raises NotFiniteError, naming the picture, where logits or pixels are NaN or infinite.
+        """
         wanted: Any = [self.subjects[self.protocol.label(i)] for i in range(start, stop)]
         seeds = [self.protocol.seed + i for i in range(start, stop)]
         try:
@@ -93,6 +96,8 @@ class PipelineImages:
                 f"{self.pipe.device} has too little memory for {stop - start} pictures at once; use a "
                 f"smaller --batch-size"
             ) from None
+        except NotFiniteError as error:
+            raise error.of(start + error.picture) from None
         return to_uint8(out.images, self.protocol.rounding)
 
 

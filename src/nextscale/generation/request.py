@@ -14,7 +14,15 @@ from torch import Tensor
 
 from nextscale import __version__
 from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.generation.finite import (
+    WatchedDraws,
+    check_decoded,
+    check_pictures,
+    check_steps,
+    finite_rows,
+)
 from nextscale.generation.loop import Session, StepCallback, generate
+from nextscale.generation.noise import VERSION
 from nextscale.generation.tokens import Drawer, Filters
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance, Convention, Ramp
@@ -24,7 +32,7 @@ from nextscale.kernels import constant_weights
 from nextscale.scales import Grid
 
 OutputType = Literal["pil", "pt", "np"]
-SEED_LIMIT = 2**32  # torch's CPU generator looks at no more bits
+SEED_LIMIT = 2**64  # the bits that noise.py hashes
 
 Method = TypeVar("Method", bound="ClassifierFreeGuidance | ScaledSpatialGuidance | None")
 
@@ -69,7 +77,7 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
             f"{len(values)} seeds for {count} images; give one number or one seed per image"
         )
     if values and values[-1] >= SEED_LIMIT:
-        raise InvalidArgumentError(f"seeds end below 2^32, but {count} of them from {values[0]} go beyond")
+        raise InvalidArgumentError(f"seeds end below 2^64, but {count} of them from {values[0]} go beyond")
     return values
 
 
@@ -79,7 +87,7 @@ def _seed(value: Any) -> int:
     except TypeError:
         number = -1
     if not 0 <= number < SEED_LIMIT:
-        raise InvalidArgumentError(f"a seed is a whole number from 0 up to 2^32, got {value!r}")
+        raise InvalidArgumentError(f"a seed is a whole number from 0 up to 2^64, got {value!r}")
     return number
 
 
@@ -154,6 +162,7 @@ def call_settings(
         "min_p": filters.min_p,
         "temperature": filters.temperature,
         "sampler": sampler,
+        "sampler_version": VERSION,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
@@ -183,17 +192,23 @@ def spans(count: int, batch_size: int) -> Iterator[slice]:
 
 
 class Drawn(NamedTuple):
-    """A batch at its end: one token tensor per grid, and the latent ``(B, z, h, w)``."""
+    """A batch at its end: one token tensor per grid, and the latent ``(B, z, h, w)``.
+
+    finite: whose logits were, bool ``(steps, B)``.
+    """
 
     tokens: list[Tensor]
     latent: Tensor
+    finite: Tensor
 
 
 def draw_batch(
     session: Session, draw: Drawer, guidance: GuidanceChain, on_step: StepCallback | None = None
 ) -> Drawn:
     """Run one batch to its end."""
-    return Drawn(generate(session, guidance, draw, on_step), session.feature_map)
+    watched = WatchedDraws(draw)
+    tokens = generate(session, guidance, watched, on_step)
+    return Drawn(tokens, session.feature_map, watched.flags())
 
 
 def draw_batches(
@@ -202,22 +217,29 @@ def draw_batches(
     draw: Callable[[slice], Drawn],
     decode: Callable[[Tensor], Tensor],
     output_type: OutputType,
+    dtype: torch.dtype,
 ) -> tuple[Any, list[Tensor]]:
     """Make ``count`` pictures, at most ``batch_size`` at a time.
 
     draw: draws the batch that is this slice of the pictures. Nothing but what it returns should stay alive: a
     KV cache would only lie beside what decoding needs.
-    decode: a finished latent to pictures ``(B, 3, H, W)`` in [-1, 1].
-    Returns all pictures as ``output_type`` says, and all tokens (one tensor per grid) on the CPU.
+    decode: a finished latent to pictures ``(B, 3, H, W)`` in [-1, 1]. dtype: of the model, for messages.
+    Returns all pictures as ``output_type`` says, and all tokens (one tensor per grid) on the CPU. Raises
+    NotFiniteError, naming the picture, at the end of a batch with logits or pixels that are NaN or infinite.
     """
     images, tokens = [], []
     with constant_weights():
         for span in spans(count, batch_size):
             drawn = draw(span)
-            pictures = _encoded(decode(drawn.latent), output_type)
+            decoded = decode(drawn.latent)
+            whole = finite_rows(decoded)
+            pictures = _encoded(decoded, output_type)
             # Fetched at the end, since the first fetch waits for all until here.
             images.append(_fetched(pictures))
             tokens.append([_fetched(t) for t in drawn.tokens])
+            grids = [(int(t.shape[1]), int(t.shape[2])) for t in drawn.tokens]
+            check_steps(_fetched(drawn.finite), list(enumerate(grids)), dtype, first=span.start)
+            check_pictures(_fetched(whole), dtype, first=span.start)
     return _packed(_joined(images), output_type), [_joined(maps) for maps in zip(*tokens, strict=True)]
 
 
@@ -268,7 +290,11 @@ def check_output_type(output_type: str) -> None:
 
 
 def convert_images(images: Tensor, output_type: OutputType) -> Any:
-    """Pictures ``(B, 3, H, W)`` in [-1, 1] to what was asked for; 8-bit values are rounded, not cut off."""
+    """Pictures ``(B, 3, H, W)`` in [-1, 1] to what was asked for; 8-bit values are rounded, not cut off.
+
+    Raises NotFiniteError for pictures that are NaN or infinite.
+    """
+    check_decoded(_fetched(finite_rows(images)))
     return _packed(_encoded(images, output_type).cpu(), output_type)
 
 

@@ -9,11 +9,10 @@ steps: VAR and HART let t rise linearly from 0 at the first step, Infinity takes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from nextscale.errors import GridError, InvalidArgumentError
@@ -26,6 +25,7 @@ from nextscale.guidance.base import (
     compute_dtype,
     require_branch,
 )
+from nextscale.guidance.removed import keep_removed
 from nextscale.guidance.schedules import (
     StepStrength,
     Strength,
@@ -56,7 +56,8 @@ def classifier_free_guidance(
     """Combine two branches, exactly as the formula of the convention is written.
 
     Args:
-        cond, uncond: logits, or hidden states where a model guides those; any equal shapes.
+        cond, uncond: logits, or hidden states where a model guides those; any equal shapes. A choice that is
+            ``-inf`` in ``cond`` stays so.
         scale: t for ``"extra"``, s for ``"interpolate"``; or one for each picture, along the first axis.
         convention: see the module.
 
@@ -66,34 +67,73 @@ def classifier_free_guidance(
 
     Raises:
         GridError: if the shapes differ, or there is another number of scales than of pictures.
-        InvalidArgumentError: for an unknown convention, a scale that is negative or not finite, or integer
-            logits.
+        InvalidArgumentError: for an unknown convention, a scale that is negative, not finite or beyond
+            :data:`~nextscale.guidance.schedules.MOST`, or integer logits; and on a CPU, where the result
+            would be NaN or infinite otherwise.
+    """
+    if isinstance(scale, Sequence):
+        values = [check_number(value, f"scale[{index}]") for index, value in enumerate(scale)]
+        return combine_each(cond, uncond, values, convention, _one)
+    return _one(cond, uncond, check_number(scale, "scale"), convention)
+
+
+def _one(cond: Tensor, uncond: Tensor, scale: float, convention: Convention) -> Tensor:
+    combined = combine(cond, uncond, scale, convention)
+    if combined is cond:
+        return cond
+    base = uncond if convention == "interpolate" and scale == 0 else cond
+    return keep_removed(combined, base, {"cond": cond, "uncond": uncond}, f"scale {scale:g}")
+
+
+def combine(cond: Tensor, uncond: Tensor, scale: StepStrength, convention: Convention) -> Tensor:
+    """:func:`classifier_free_guidance` as it is in a generation: numbers are not looked at.
+
+    Raises:
+        GridError: if the shapes differ, or there is another number of scales than of pictures.
+        InvalidArgumentError: for an unknown convention or integer logits.
     """
     check_convention(convention)
     if cond.shape != uncond.shape:
         raise GridError(
             f"the branches differ in shape: cond {tuple(cond.shape)}, uncond {tuple(uncond.shape)}"
         )
-    if isinstance(scale, Sequence):
-        values = [check_number(value, f"scale[{index}]") for index, value in enumerate(scale)]
-        if cond.ndim == 0 or len(values) != len(cond):
-            raise GridError(f"{len(values)} scales, one a picture, for branches {tuple(cond.shape)}")
-    else:
-        values = [check_number(scale, "scale")]
-    if all(value == _NEUTRAL[convention] for value in values):
+    if isinstance(scale, tuple):
+        return combine_each(cond, uncond, scale, convention, combine)
+    if scale == _NEUTRAL[convention]:
         return cond
     dtype = compute_dtype(cond, uncond)
+    if convention == "interpolate" and scale == 0:
+        return uncond.to(cond.dtype, copy=True)  # 0 times an infinity is none
     c, u = cond.to(dtype), uncond.to(dtype)
-    extra = convention == "extra"
-    keep: Any = [1 + value if extra else value for value in values]
-    take: Any = [value if extra else 1 - value for value in values]
-    if isinstance(scale, Sequence):
-        shape = (len(values), *[1] * (cond.ndim - 1))
-        keep, take = (torch.tensor(v, dtype=dtype).view(shape).to(cond.device) for v in (keep, take))
-    else:
-        (keep,), (take,) = keep, take
-    combined = (keep * c).sub_(take * u) if extra else (keep * c).add_(take * u)
+    combined = (
+        ((1 + scale) * c).sub_(scale * u) if convention == "extra" else (scale * c).add_((1 - scale) * u)
+    )
     return combined.to(cond.dtype)
+
+
+def combine_each(
+    cond: Tensor,
+    uncond: Tensor,
+    scales: Sequence[float],
+    convention: Convention,
+    one: Callable[[Tensor, Tensor, float, Convention], Tensor],
+) -> Tensor:
+    """Combine the branches of every picture with a scale of its own, as ``one`` does for a single scale.
+
+    scales: one for each entry of the branches' first axis. If all are neutral, the result is ``cond`` itself.
+    Raises GridError if the shapes differ, or there is another number of scales than of pictures.
+    """
+    if cond.ndim == 0 or cond.shape != uncond.shape or len(scales) != len(cond):
+        raise GridError(
+            f"{len(scales)} scales, one a picture, for branches {tuple(cond.shape)} and {tuple(uncond.shape)}"
+        )
+    if all(scale == _NEUTRAL[convention] for scale in scales):
+        return cond
+    combined = cond.clone()
+    for scale in dict.fromkeys(scales):
+        rows = [index for index, own in enumerate(scales) if own == scale]
+        combined[rows] = one(cond[rows], uncond[rows], scale, convention)
+    return combined
 
 
 @dataclass(frozen=True)
@@ -216,7 +256,7 @@ class ClassifierFreeState:
         if scale == _NEUTRAL[self._convention]:
             return cond
         uncond = require_branch(branches, UNCONDITIONAL)
-        return classifier_free_guidance(cond, uncond, scale=scale, convention=self._convention)
+        return combine(cond, uncond, scale, self._convention)
 
     def end(self) -> None:
         """Nothing to drop."""

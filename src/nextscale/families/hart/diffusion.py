@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nextscale.errors import InvalidArgumentError
-from nextscale.guidance.cfg import classifier_free_guidance
+from nextscale.generation.noise import Noise, Stream
+from nextscale.guidance.cfg import combine_each
+from nextscale.nn.bounds import bounded
 from nextscale.nn.linear import Linear
 from nextscale.nn.timestep import TimestepEmbedding
 
@@ -211,6 +213,11 @@ class DiffusionLoss(NamedTuple):
     vb: Tensor
 
 
+def _away(cond: Tensor, uncond: Tensor, guidance: float, convention: str = "extra") -> Tensor:
+    """Combine predicted noise in its own dtype, as the published model does."""
+    return (1 + guidance) * cond - guidance * uncond
+
+
 class ResidualDiffusion(nn.Module):
     """Draws and learns residuals of ``target_channels`` under conditions of ``condition_channels``.
 
@@ -231,14 +238,14 @@ class ResidualDiffusion(nn.Module):
         self.training_process = DiffusionProcess.training()
         self.process = self.training_process.respaced(num_sampling_steps)
 
-    def draw_noise(self, generators: Sequence[torch.Generator], count: int) -> Tensor:
-        """The noise of a batch of images for :meth:`sample`, ``(n, B, count, target_channels)`` float32.
+    def draw_noise(self, noise: Noise, step: int, count: int) -> Tensor:
+        """Draw the noise of a batch of images for :meth:`sample`, ``(n, B, count, target_channels)`` float32.
 
-        generators: one per image, so that an image's noise does not depend on its neighbours.
-        count: vectors per image.
+        noise: the images' numbers. step: of the schedule, whose cells the ``count`` vectors of an image are.
         """
-        shape = (self.process.num_steps, count, self.target_channels)
-        return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators], dim=1)
+        shape = (self.process.num_steps, self.target_channels)
+        drawn = noise.normal(Stream.RESIDUAL, step, count, math.prod(shape))
+        return drawn.unflatten(-1, shape).permute(2, 0, 1, 3)
 
     @torch.no_grad()
     def sample(
@@ -310,10 +317,11 @@ class ResidualDiffusion(nn.Module):
             return result
         cond, uncond = self.net(torch.cat([x, x]), timesteps, condition).chunk(2)
         z = self.target_channels
+        branches = cond[..., :z], uncond[..., :z]
         if isinstance(guidance, Sequence):
-            eps = classifier_free_guidance(cond[..., :z], uncond[..., :z], scale=guidance)
+            eps = combine_each(*branches, guidance, "extra", _away)
         else:
-            eps = (1 + guidance) * cond[..., :z] - guidance * uncond[..., :z]
+            eps = _away(*branches, guidance)
         return torch.cat([eps, cond[..., z:]], dim=-1)
 
     def reverse_step(
@@ -324,7 +332,7 @@ class ResidualDiffusion(nn.Module):
         index: int64, steps of the shorter process, one for all or one per vector; step 0 adds no noise.
         """
         eps, variance = out.chunk(2, dim=-1)
-        x0 = self._data(self.process, x, eps, index).clamp(-1, 1)
+        x0 = bounded(self._data(self.process, x, eps, index))
         mean = self._posterior_mean(self.process, x0, x, index)
         logvar = self._log_variance(self.process, variance, index)
         scale = (index.to(x.device) > 0).float()[..., None] * temperature

@@ -246,10 +246,10 @@ class HARTPipeline(TextPipeline):
 
         ``None`` takes the model's default. Raises InvalidArgumentError naming the value and what is allowed.
 
-        An image's seed makes, in this order: one uniform number per token, the permutation behind
-        ``mask_iterations``, the noise of the residual, and the mixtures step by step. The settings that come
-        back make the pictures again, but for features and given tokens, of which they hold no numbers, and
-        the system prompt, of which they hold the SHA-256.
+        An image's seed makes the numbers of its tokens, the permutation behind ``mask_iterations``, the noise
+        of the residual, and the mixtures, each independently of the others. The settings that come back make
+        the pictures again, but for features and given tokens, of which they hold no numbers, and the system
+        prompt, of which they hold the SHA-256.
         """
         check_output_type(output_type)
         grids = self.schedule.grids
@@ -263,13 +263,14 @@ class HARTPipeline(TextPipeline):
         steps = resolve_steps(stop_after, self.schedule)
         texts, features = encode_prompts(prompts, self.text_encoder)
         self.transformer.check_text(features)
+        features.check_finite(padding=True)  # which this model reads
         seeds = resolve_seeds(seed, len(features))
         check_pictures(len(features), guidance_scale=cfg, ssg=spatial)
         given = given_codes(self.tokenizer, given_tokens, self.schedule, steps, len(features))
 
         def draw_span(span: slice) -> Drawn:
-            lengths, maps = self.schedule.lengths, [tokens[span] for tokens in given]
-            draw = Drawer(sampler, filters, seeds[span], lengths, self.device, given=maps)
+            maps = [tokens[span] for tokens in given]
+            draw = Drawer(sampler, filters, seeds[span], self.device, given=maps)
             scale = of_pictures(cfg, span)
             guidance = GuidanceChain([scale, of_pictures(spatial, span)])
             session = HARTSession(
@@ -277,7 +278,7 @@ class HARTPipeline(TextPipeline):
                 self.tokenizer,
                 features[span],
                 guidance.branches,
-                noise=HARTNoise.draw(draw.noise.generators, self.transformer),
+                noise=HARTNoise.draw(draw.noise, self.transformer),
                 guidance=in_convention(scale.scales(grids)[-1], scale.convention, "extra"),
                 smooth=SoftCodes.of(draw, hold_last=True) if soft else None,
                 residual=residual,
@@ -287,7 +288,9 @@ class HARTPipeline(TextPipeline):
             )
             return draw_batch(session, draw, guidance, on_step)
 
-        images, tokens = draw_batches(len(features), batch_size, draw_span, self._decode, output_type)
+        images, tokens = draw_batches(
+            len(features), batch_size, draw_span, self._decode, output_type, self.dtype
+        )
         settings = call_settings(
             family=FAMILY,
             model=self.name,

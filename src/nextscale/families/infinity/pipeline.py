@@ -300,22 +300,21 @@ class InfinityPipeline(TextPipeline):
         texts, features = encode_prompts(prompts, self.text_encoder)
         seeds = resolve_seeds(seed, len(features))
         unwanted, negative = encode_negative(negative_prompt, len(features), self.text_encoder)
-        for part in (features, negative):
+        for name, part in (("text", features), ("negative text", negative)):
             if part is not None:
                 self.transformer.check_text(part)
+                part.check_finite(name)
         check_pictures(len(features), guidance_scale=cfg, ssg=spatial)
         check_number(given_tokens, grids, steps)
         given = given_bits(self.tokenizer, given_tokens, grids, len(features))
-        counts = [n * self.transformer.config.bits for n in grids.lengths]
 
         def draw_span(span: slice) -> Drawn:
             draw = Drawer(
                 sampler,
                 filters,
                 seeds[span],
-                counts,
                 self.device,
-                choices=2,
+                bits=True,
                 given=[maps[span] for maps in given],
             )
             scale = of_pictures(cfg, span)
@@ -333,7 +332,7 @@ class InfinityPipeline(TextPipeline):
             return draw_batch(session, draw, GuidanceChain(chain), on_step)
 
         images, tokens = draw_batches(
-            len(features), batch_size, draw_span, partial(self._decode, tile=tile), output_type
+            len(features), batch_size, draw_span, partial(self._decode, tile=tile), output_type, self.dtype
         )
         settings = call_settings(
             family=FAMILY,

@@ -265,9 +265,8 @@ def _patch_nums(
         return given
     told_by_buffer = False
     if "lvl_1L" in shapes:
-        buffer = shapes["lvl_1L"] if levels is None else levels()
-        counts = buffer.flatten().long().clamp(min=0).bincount().tolist()  # tokens of every scale
-        told_by_buffer = (len(counts), sum(counts)) == (steps, length) and counts == sorted(counts)
+        counts = _counts(shapes["lvl_1L"] if levels is None else levels(), steps, length)
+        told_by_buffer = bool(counts)
         sides = square_sides(counts) if told_by_buffer else None
         if sides is not None:
             return sides
@@ -281,6 +280,17 @@ def _patch_nums(
         + ("" if told_by_buffer else ", which is no published schedule; ")
         + "pass patch_nums=[...], the side of every scale, or (height, width) where it is not square"
     )
+
+
+def _counts(buffer: Tensor, steps: int, length: int) -> list[int]:
+    """Tokens of every scale from the scale of every token; empty where it cannot be."""
+    level = buffer.flatten().long()
+    if len(level) != length or int(level[0]) != 0 or int(level[-1]) != steps - 1:
+        return []
+    if bool((level.diff() < 0).any()):  # tokens of a scale are together, coarse scales first
+        return []
+    counts: list[int] = level.bincount(minlength=steps).tolist()
+    return counts if counts == sorted(counts) and counts[0] else []
 
 
 def infer_tokenizer(
