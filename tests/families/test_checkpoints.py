@@ -13,17 +13,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.families.golden_models import FAMILIES, PIPELINES, PLACES
 from torch import Tensor
 
-from nextscale import HARTPipeline, InfinityPipeline, VARPipeline
+from nextscale import VARPipeline
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.families import official_family, recognise
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 
 Tensors = dict[str, Tensor]
-PLACES = {"var": "var/a_basic", "hart": "hart/tiny_b", "infinity": "infinity/square_d16"}
-PIPELINES: dict[str, Any] = {"var": VARPipeline, "hart": HARTPipeline, "infinity": InfinityPipeline}
-FAMILIES = sorted(PLACES)
 
 
 @pytest.fixture(params=FAMILIES)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -76,21 +77,33 @@ def _is_device(name: str) -> bool:
 def move(pipe: Any, target: Placement) -> None:
     """Move all models of a pipeline and its text encoder; if that fails, everything is where it was."""
     parts = [part for part in vars(pipe).values() if isinstance(part, nn.Module)]
-    weights = [weight for part in parts for weight in (*part.parameters(), *part.buffers())]
-    leaves = target.device != weights[0].device
-    # What is left behind takes no memory where it goes to. On the spot, nothing is kept twice.
-    before = [(weight, weight.data) for weight in weights] if leaves else []
+    leaves = any(weight.device != target.device for part in parts for weight in part.parameters())
     encoder: Any = getattr(pipe, "text_encoder", None)
-    try:
+    # What is left behind takes no memory where it goes to. On the spot, nothing is kept twice.
+    with restored_on_failure(parts) if leaves else nullcontext():
         for part in parts:
             part.to(target.device, target.dtype)
-        if leaves and hasattr(encoder, "to"):
+        if hasattr(encoder, "to"):
             encoder.to(target.device)
-    except BaseException:
-        for weight, data in before:
-            weight.data = data
-        raise
     # Recorded for weights that lie elsewhere now; they would only take memory there.
     for owner in (pipe, *parts):
         if hasattr(owner, "recordings"):
             owner.recordings = Recordings()
+
+
+@contextmanager
+def restored_on_failure(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within it modules may be moved; if an exception passes, they hold the weights they held before."""
+    within = [module for whole in modules for module in whole.modules()]
+    # PyTorch replaces buffers, and parameters or what they hold, by the kinds of the two devices.
+    before = [(module, dict(module._parameters), dict(module._buffers)) for module in within]
+    numbers = [(weight, weight.data) for whole in modules for weight in whole.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, parameters, buffers in before:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        for weight, data in numbers:
+            weight.data = data
+        raise

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from nextscale.errors import InvalidArgumentError, MissingDependencyError, ModelNotFoundError, warn
+from nextscale.families.moving import restored_on_failure
 from nextscale.nn.placement import place
 
 SHOWN = 60  # characters of a cut-off text that a warning quotes
@@ -90,7 +91,8 @@ class PretrainedEncoder:
         if self._model is not None and dtype != self.dtype:
             self.release()
         if self._model is not None:
-            self._model.to(device)
+            with restored_on_failure([self._model]):
+                self._model.to(device)
         self.device, self.dtype = device, dtype
 
     @staticmethod

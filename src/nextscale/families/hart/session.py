@@ -111,10 +111,13 @@ class HARTSession:
 
     def _remembered(self) -> int:
         """Tokens that a later step attends to: all but those of the last."""
-        whole = self.transformer.config.sequence_length
-        if self.num_steps == self.schedule.num_steps:
-            return whole - self.masked[-2]
-        return whole - (self.schedule.num_tokens - self.schedule.offsets[self.num_steps - 1])
+        config, schedule = self.transformer.config, self.schedule
+        if self.num_steps == schedule.num_steps:
+            return config.sequence_length - self.masked[-2]
+        if self.num_steps == 1:
+            return 0
+        # The text stands in for the first scale.
+        return config.context_token + schedule.offsets[self.num_steps - 1] - schedule.offsets[1]
 
     def steps(self) -> list[GuidanceStep]:
         grids, last = self.schedule.grids, self.schedule.num_steps - 1
