@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nextscale.errors import DataError, InvalidArgumentError, warn
+from nextscale.data.resizing import check_rule
+from nextscale.errors import DataError, InvalidArgumentError
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.images import (
     Advance,
     Images,
     NpzImages,
+    ResizedImages,
     images_digest,
     open_npz,
     read_arrays,
@@ -39,6 +41,7 @@ from nextscale.evaluation.provenance import file_digest
 from nextscale.evaluation.rows import check_rows
 from nextscale.evaluation.shards import Shards
 from nextscale.sampling.npz import IMAGES
+from nextscale.weights.digest import text_digest
 
 EMBEDDED = ("cifar10-test",)
 STATISTICS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -52,7 +55,7 @@ class Reference:
     name: of the file or folder. sha256: of the file, or of all pixels.
     images: the pictures, if there are any. features: ``(M, d)`` instead of pictures.
     statistics: ``"features"`` and perhaps ``"spatial"``; with ``features``, they belong to ``space``, the
-        description of a feature space.
+        description of a feature space. resize: the rule by which its pictures were brought to their size.
     """
 
     name: str
@@ -61,11 +64,31 @@ class Reference:
     features: Tensor | None = None
     statistics: Mapping[str, Gaussian] = field(default_factory=dict)
     space: Mapping[str, Any] | None = None
+    resize: str | None = None
 
     @classmethod
-    def of_images(cls, name: str, images: Images, advance: Advance = unheard) -> Reference:
-        """Of pictures that are not one npz file; they are read once for their digest."""
-        return cls(name, images_digest(images, advance), images)
+    def of_images(
+        cls, name: str, images: Images, advance: Advance = unheard, *, resize: str | None = None
+    ) -> Reference:
+        """Of pictures that are not one npz file; they are read once for their digest.
+
+        resize: the rule by which they were brought to their size, if one was named.
+        """
+        return cls(name, images_digest(images, advance), images, resize=resize)
+
+    def resized(self, size: tuple[int, int], rule: str) -> Reference:
+        """Its pictures brought to ``(height, width)`` by a rule of :data:`~nextscale.data.resizing.RULES`.
+
+        What else is known of it was computed from pictures of their own size, and is dropped with them.
+        Raises InvalidArgumentError for an unknown rule, or without pictures.
+        """
+        check_rule(rule)
+        if self.images is None:
+            raise InvalidArgumentError(f"the reference {self.name} holds no pictures that could be resized")
+        if self.images.size == tuple(size):
+            return replace(self, resize=rule)
+        digest = text_digest(f"{self.sha256} {rule} {tuple(size)}")
+        return Reference(self.name, digest, ResizedImages(self.images, size, rule), resize=rule)
 
     @property
     def count(self) -> int:
@@ -75,8 +98,9 @@ class Reference:
         return 0 if self.images is None else len(self.images)
 
     def description(self) -> dict[str, Any]:
-        """As JSON, for a protocol."""
-        return {"name": self.name, "sha256": self.sha256, "images": self.count}
+        """As JSON, for a protocol; with the rule by which pictures were resized, if one was named."""
+        found = {"name": self.name, "sha256": self.sha256, "images": self.count}
+        return found if self.resize is None else {**found, "resize": self.resize}
 
     def fits(self, space: FeatureSpace) -> bool:
         """Whether what is stored besides pictures was computed in this feature space."""
@@ -260,17 +284,3 @@ def write_reference(
         about = {"space": space.description(), "count": measured.statistics["features"].count}
         arrays["about"] = np.array(json.dumps(about))
     write_npz(Path(path), images, arrays, compress=compress)
-
-
-def open_samples(path: str | Path) -> NpzImages:
-    """Generated pictures in an ``.npz``. Statistics in it are not believed, with a NextscaleWarning."""
-    images = NpzImages(path)
-    with open_npz(images.path) as archive:
-        stored = sorted({"mu.npy", "sigma.npy", "mu_s.npy", "sigma_s.npy"} & set(archive.namelist()))
-    if stored:
-        names = ", ".join(name.removesuffix(".npy") for name in stored)
-        warn(
-            f"{images.path.name} holds statistics ({names}) besides its pictures; they are not used, the "
-            f"pictures themselves are measured"
-        )
-    return images

@@ -29,9 +29,11 @@ from nextscale.guidance.cfg import ClassifierFreeGuidance, Convention, Ramp
 from nextscale.guidance.schedules import StrengthLike, is_single
 from nextscale.guidance.ssg import DEFAULT_BETA, ScaledSpatialGuidance, as_ssg
 from nextscale.kernels import constant_weights
+from nextscale.pixels import to_rgb
 from nextscale.scales import Grid
 
 OutputType = Literal["pil", "pt", "np"]
+RANGE_SLACK = 1e-3  # beyond [-1, 1], for pictures that were rounded to 8 or 16 bits of a float
 SEED_LIMIT = 2**64  # the bits that noise.py hashes
 
 Method = TypeVar("Method", bound="ClassifierFreeGuidance | ScaledSpatialGuidance | None")
@@ -257,12 +259,17 @@ def _fetched(tensor: Tensor) -> Tensor:
     return host
 
 
-def image_tensor(images: Tensor | Image.Image | Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
+def image_tensor(
+    images: Tensor | Image.Image | Sequence[Image.Image], size: tuple[int, int] | None = None
+) -> Tensor:
     """PIL images of ``size`` (height, width) as a float32 tensor ``(B, 3, H, W)`` in [-1, 1]; tensors as is.
 
-    Raises InvalidArgumentError for other sizes, other things, or none at all.
+    size: by default that of the first. :mod:`nextscale.pixels` says what other kinds than 8-bit RGB become.
+    Raises InvalidArgumentError for other sizes, other things, or none at all, and for tensors that are not
+    finite or reach beyond [-1, 1]; DataError for pictures that are refused or broken.
     """
     if isinstance(images, Tensor):
+        _check_range(images)
         return images
     pictures = [images] if isinstance(images, Image.Image) else list(images)
     if not all(isinstance(p, Image.Image) for p in pictures):
@@ -272,14 +279,30 @@ def image_tensor(images: Tensor | Image.Image | Sequence[Image.Image], size: tup
         )
     if not pictures:
         raise InvalidArgumentError("no pictures were given")
-    h, w = size
+    pictures = [to_rgb(p, getattr(p, "filename", "") or f"picture {i}") for i, p in enumerate(pictures)]
+    h, w = size or (pictures[0].height, pictures[0].width)
     wrong = next((p.size for p in pictures if p.size != (w, h)), None)
     if wrong is not None:
         raise InvalidArgumentError(
             f"pictures must be {w}x{h} pixels for this model, got {wrong[0]}x{wrong[1]}"
         )
-    stacked = [torch.frombuffer(bytearray(p.convert("RGB").tobytes()), dtype=torch.uint8) for p in pictures]
+    stacked = [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8) for p in pictures]
     return torch.stack(stacked).view(-1, h, w, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _check_range(images: Tensor) -> None:
+    """Raise InvalidArgumentError, naming the range that was found, unless all numbers are in [-1, 1]."""
+    if not images.is_floating_point() or images.numel() == 0:
+        return  # the tokenizer says what is wrong with these
+    remedy = "pictures are in [-1, 1], and x / 127.5 - 1 makes such ones of 8-bit pixels"
+    if not bool(images.isfinite().all()):
+        count = int((~images.isfinite()).sum())
+        raise InvalidArgumentError(
+            f"{count:,} of the pictures' {images.numel():,} numbers are not finite (NaN, infinite); {remedy}"
+        )
+    low, high = float(images.min()), float(images.max())
+    if low < -1 - RANGE_SLACK or high > 1 + RANGE_SLACK:
+        raise InvalidArgumentError(f"the pictures' numbers are from {low:.4g} to {high:.4g}; {remedy}")
 
 
 def check_output_type(output_type: str) -> None:

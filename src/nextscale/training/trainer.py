@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nextscale.errors import CheckpointError, InvalidArgumentError, TrainingError
+from nextscale.errors import CheckpointError, DataError, InvalidArgumentError, TrainingError
 from nextscale.sampling.processes import Processes, joined
 from nextscale.sampling.signals import held_back
 from nextscale.training.data import batches
@@ -149,7 +149,12 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     with joined() as processes:
         run = _Run.start(task, settings, output, processes, resume=resume)
-        _iterate(run, report, stop_after)
+        try:
+            _iterate(run, report, stop_after)
+        except DataError:  # a picture that cannot be read must not cost what was learnt before it
+            if processes.is_main and run.step > run.first_step:
+                run.save()
+            raise
         if processes.is_main:
             task.save(run.averaged, output)
     return run.averaged

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import ClassifierFreeGuidance, ScaledSpatialGuidance, VARPipeline
-from nextscale.errors import CheckpointError, GridError, InvalidArgumentError
+from nextscale.errors import CheckpointError, DataError, GridError, InvalidArgumentError
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.generation.loop import StepInfo
 from nextscale.generation.noise import Noise, Stream
@@ -566,11 +566,40 @@ def test_reconstruct(basic: VARPipeline, case: Callable):
         (torch.zeros(1, 1, 64, 64), r"\(B, 3, H, W\)"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r"floating-point .* in \[-1, 1\] .*uint8"),
         ([], "no pictures"),
+        (
+            torch.full((1, 3, 64, 64), 255.0),
+            r"from 255 to 255; pictures are in \[-1, 1\], and x / 127",
+        ),
+        (torch.linspace(0, 2, 12288).view(1, 3, 64, 64), "the pictures' numbers are from 0 to 2;"),
+        (torch.linspace(-1.5, 1, 12288).view(1, 3, 64, 64), r"from -1\.5 to 1;"),
+        (torch.full((1, 3, 64, 64), 2.0, dtype=torch.bfloat16), "from 2 to 2;"),
+        (torch.full((1, 3, 64, 64), torch.nan), "12,288 of the pictures' 12,288 numbers are not finite"),
+        (
+            torch.zeros(1, 3, 64, 64).index_fill(3, torch.tensor([5]), torch.inf),
+            "192 of the pictures' 12",
+        ),
     ],
 )
 def test_pictures_that_do_not_fit(images: Any, message: str, basic: VARPipeline):
     with pytest.raises(InvalidArgumentError, match=message):
         basic.reconstruct(images)
+    with pytest.raises(InvalidArgumentError, match=message):
+        basic.log_likelihood(images, [0])
+
+
+def test_pictures_of_every_kind_are_read_by_one_rule(basic: VARPipeline):
+    """What :mod:`nextscale.pixels` says: depth, hidden colours, orientation."""
+    grey = np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)
+    plain = Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    expected = basic.reconstruct(plain, output_type="pt")
+    assert torch.equal(basic.reconstruct(Image.fromarray(grey), output_type="pt"), expected)
+    turned = plain.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6
+    assert torch.equal(basic.reconstruct(turned, output_type="pt"), expected)
+    hidden, white = Image.new("RGBA", (64, 64), (255, 0, 0, 0)), Image.new("RGB", (64, 64), "white")
+    assert torch.equal(*(basic.reconstruct(image, output_type="pt") for image in (hidden, white)))
+    with pytest.raises(DataError, match="picture 1 holds floating-point numbers"):
+        basic.reconstruct([plain, Image.fromarray(np.zeros((64, 64), np.float32))])
 
 
 # ------------------------------------------------------------------ errors

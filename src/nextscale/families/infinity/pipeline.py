@@ -371,9 +371,7 @@ class InfinityPipeline(TextPipeline):
         """
         check_output_type(output_type)
         grids = None if schedule is None else self.schedule_for(schedule=schedule)
-        first = images if isinstance(images, (Tensor, Image.Image)) else next(iter(images), None)
-        size = (first.height, first.width) if isinstance(first, Image.Image) else self.image_size
-        pictures = image_tensor(images, size)
+        pictures = image_tensor(images)
         latent = self.tokenizer.partial_sums(self.tokenizer.encode(pictures, grids), grids)[-1]
         return convert_images(self._decode(latent, tile=tile), output_type)
 
