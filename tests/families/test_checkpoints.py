@@ -254,7 +254,9 @@ def plain_attention(tmp_path: Path, golden: Path, heads: int, patch_nums: Any = 
     )
     lengths = [h * w for h, w in model.schedule.grids]
     levels = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
-    torch.save({"model": {**model.state_dict(), "lvl_1L": levels}}, tmp_path / "mine.pth")
+    generator = torch.Generator().manual_seed(0)
+    weights = {n: torch.randn(t.shape, generator=generator) / 20 for n, t in model.state_dict().items()}
+    torch.save({"model": {**weights, "lvl_1L": levels}}, tmp_path / "mine.pth")
     return tmp_path / "mine.pth"
 
 
@@ -263,8 +265,10 @@ def test_heads_can_be_told(heads: int, golden: Path, vae: Path, tmp_path: Path):
     path = plain_attention(tmp_path, golden, heads)
     with pytest.raises(CheckpointError, match=r"do not tell num_heads, .*settings=\{'num_heads': \.\.\.\}"):
         VARPipeline.from_official(path, vae)
-    pipe = VARPipeline.from_official(path, vae, settings={"num_heads": heads, "norm_eps": 1e-5}, device="cpu")
-    assert (pipe.transformer.config.num_heads, pipe.transformer.config.norm_eps) == (heads, 1e-5)
+    for number in (heads, np.int64(heads), torch.tensor(heads)):
+        told = {"num_heads": number, "norm_eps": 1e-5}
+        pipe = VARPipeline.from_official(path, vae, settings=told, device="cpu")
+        assert (pipe.transformer.config.num_heads, pipe.transformer.config.norm_eps) == (heads, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -272,8 +276,8 @@ def test_heads_can_be_told(heads: int, golden: Path, vae: Path, tmp_path: Path):
     [
         ({"num_heads": 5}, "embed_dim must be a multiple of num_heads, got 96 and 5"),
         ({"num_heads": 0}, "num_heads must be a positive whole number, got 0"),
-        ({"num_heads": "4"}, "say num_heads = '4', expected a int"),
-        ({"num_heads": True}, "say num_heads = True, expected a int"),
+        ({"num_heads": "4"}, "say num_heads = '4', expected a whole number"),
+        ({"num_heads": True}, "say num_heads = True, expected a whole number"),
         ({"heads": 4}, "no setting 'heads' .*; known: num_heads, norm_eps, quant_resi"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from nextscale.cli import options
 from nextscale.cli.allocator import keep_freed_memory
 from nextscale.cli.options import DEPTHS, VARIANTS, flag, read_pairs, read_sides
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import CheckpointError, InvalidArgumentError
 
 DEFAULT_MODEL = "cifar10"
 # Options about official files alone.
@@ -150,9 +152,13 @@ class ModelChoice:
 
     def load(self, device: str | None = None, dtype: str | None = None) -> Any:
         """The pipeline. Raises ModelNotFoundError or CheckpointError, naming what is wrong."""
+        keep_freed_memory()
+        with _as_options():
+            return self._load(device, dtype)
+
+    def _load(self, device: str | None, dtype: str | None) -> Any:
         from nextscale import families
 
-        keep_freed_memory()
         where = {"device": device or "auto", "dtype": dtype or "auto"}
         wanted = self._wanted()
         if self.is_official:
@@ -207,6 +213,34 @@ class ModelChoice:
                 raise InvalidArgumentError(
                     f"{self.source} holds several models; say which with {flag(_FIELDS[word])} {values}"
                 )
+
+
+# Advice about official files in Python's words, and in the command line's.
+_ADVICE = (
+    (r"\baveraged=True\b", "--averaged"),
+    (r"\baveraged=False\b", "--no-averaged"),
+    (r"\bsettings=\{'(\w+)': \.\.\.\}", r"--settings \1=…"),
+    (r"\bsettings=(?!\{)", "--settings"),
+    (
+        r"\bpatch_nums=\[\.\.\.\], the side of every scale, or \(height, width\) where",
+        "--patch-nums 1,2,3,…, the side of every scale, or height x width (1x4) where",
+    ),
+    (r"\bpatch_nums (?=\[)", "--patch-nums "),
+    (r"\b(tokenizer|depth)=(?!\w)", r"--\1"),
+    (r"\bmodel=(?!\w)", "--variant"),
+)
+
+
+@contextmanager
+def _as_options() -> Iterator[None]:
+    """What is wrong with official files in the words of the command line."""
+    try:
+        yield
+    except CheckpointError as error:
+        message = str(error)
+        for pattern, words in _ADVICE:
+            message = re.sub(pattern, words, message)
+        raise CheckpointError(message) from error
 
 
 def _class_names(path: Path) -> list[str]:

@@ -1,8 +1,8 @@
-"""numpy's numbers in PyTorch files: trainers leave them among learning rates, metrics and random states.
+"""numpy's numbers, arguments and paths in PyTorch files, which trainers leave among what they save.
 
 ``weights_only=True`` refuses whatever is not a tensor or a plain value, and with one numpy number a file
-whose tensors are fine. Nothing but tensors is wanted here, so stand-ins take the place of numpy's
-constructors: they look at nothing, do nothing, and numpy itself is never called with what a file says.
+whose tensors are fine. Nothing but tensors is wanted here, so stand-ins take the place of the constructors:
+they look at nothing, do nothing, and the classes themselves are never called with what a file says.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ _NAMES = [
     *[(module, name) for module in _MODULES for name in ("scalar", "_reconstruct")],
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
+    ("argparse", "Namespace"),
+    *[("datetime", name) for name in ("datetime", "date", "timedelta")],
+    *[(module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")],
 ]
 # PyTorch goes by the module and the name that a class says it has.
 _STAND_INS: list[Any] = [type(name, (PassedOver,), {"__module__": module}) for module, name in _NAMES]
 
 
 def numbers_passed_over() -> AbstractContextManager[object]:
-    """Within it, ``torch.load(weights_only=True)`` reads past numpy's numbers and arrays of numbers.
+    """Within it, ``torch.load(weights_only=True)`` reads past numpy's numbers and arrays, and arguments.
 
     Before PyTorch 2.5, which cannot be told for a while only, such files are refused as they were.
     """

@@ -60,15 +60,23 @@ def told(settings: Mapping[str, Any], kinds: Mapping[str, type], path: Path, rem
 
     Raises CheckpointError, with the remedy, for one of another kind.
     """
-    found = {name: settings[name] for name in kinds if name in settings}
+    found = {name: _plain(settings[name]) for name in kinds if name in settings}
     for name, value in found.items():
         of_kind = type(value) in ((float, int) if kinds[name] is float else (kinds[name],))
         if not of_kind:
             raise CheckpointError(
-                f"the settings of {path.name} say {name} = {reprlib.repr(value)}, expected a "
-                f"{kinds[name].__name__}; {remedy.format(name=name)}"
+                f"the settings of {path.name} say {name} = {reprlib.repr(value)}, expected "
+                f"{_KINDS[kinds[name]]}; {remedy.format(name=name)}"
             )
     return found
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's, or of a tensor, as Python's; everything else as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
 
 
 def square_sides(counts: Sequence[int]) -> list[int] | None:
