@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.families.golden_models import FAMILIES, PIPELINES, PLACES
 from torch import Tensor
 
-from nextscale import VARPipeline
+from nextscale import HARTPipeline, VARPipeline
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.families import official_family, recognise
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
@@ -321,6 +321,36 @@ def test_grids_that_are_perhaps_not_squares_are_asked_for(
     pipe = VARPipeline.from_official(path, vae, settings=settings, patch_nums=grids, device="cpu")
     assert pipe.schedule.grids == grids
     assert pipe.tokenizer.schedule.grids == grids
+
+
+def hart_file(golden: Path, tmp_path: Path, levels: Any) -> list[Path]:
+    """HART's files, of which the first has these levels and nothing beside it says more."""
+    folder = golden / PLACES["hart"]
+    tensors = load_file(folder / "transformer.safetensors")
+    tensors["lvl_embed.weight"] = tensors["lvl_embed.weight"][: len(torch.as_tensor(levels).unique())].clone()
+    torch.save({**tensors, "lvl_1L": torch.as_tensor(levels)[None]}, tmp_path / "mine.pth")
+    return [tmp_path / "mine.pth", folder / "tokenizer.safetensors"]
+
+
+@pytest.mark.parametrize("grids", [((1, 1), (1, 4), (2, 8)), ((1, 1), (2, 2), (4, 4)), ((1, 1), (4, 1))])
+def test_grids_of_hart_that_are_perhaps_not_squares(grids: Any, golden: Path, tmp_path: Path):
+    counts = [5, *(h * w for h, w in grids[1:])]
+    levels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    files = hart_file(golden, tmp_path, levels)
+    with pytest.raises(CheckpointError, match=r"do not tell patch_nums, .*settings=\{'patch_nums': \.\.\.\}"):
+        HARTPipeline.from_official(*files, device="cpu")
+    pipe = HARTPipeline.from_official(*files, settings={"patch_nums": grids}, device="cpu")
+    assert pipe.schedule.grids == pipe.tokenizer.schedule.grids == grids
+    assert pipe.transformer.config.context_token == 5
+
+
+@pytest.mark.parametrize(
+    "levels", [[0, 0, 2, 2, 2, 2], [0, 1, 0, 1, 1, 1], [-1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1 << 40], []]
+)
+def test_levels_of_hart_that_are_none(levels: Any, golden: Path, tmp_path: Path):
+    files = hart_file(golden, tmp_path, torch.tensor(levels, dtype=torch.int64))
+    with pytest.raises(CheckpointError, match="do not tell context_token"):
+        HARTPipeline.from_official(*files, device="cpu")
 
 
 def test_class_names(golden: Path, vae: Path, tmp_path: Path):

@@ -328,9 +328,14 @@ def _sequence(
 def _from_levels(levels: Tensor) -> dict[str, Any]:
     """The text has level 0 and stands in for the first scale, a single token.
 
-    Of the scales nothing if they may be of other shapes than squares.
+    Of the scales nothing if they may be of other shapes than squares, and nothing at all if a token's level
+    is none.
     """
-    text, *maps = levels.flatten().long().clamp(min=0).bincount().tolist()
+    level = levels.flatten().long()
+    steps = level.diff(prepend=level.new_zeros(1))
+    if not len(level) or bool(((steps != 0) & (steps != 1)).any()):  # scales are together, in order
+        return {}
+    text, *maps = level.bincount().tolist()
     sides = square_sides([1, *maps])
     told_text = {"context_token": text} if text else {}
     return told_text if sides is None else {**told_text, "patch_nums": sides}
