@@ -203,7 +203,7 @@ class HARTPipeline(TextPipeline):
         prompts: Prompts,
         *,
         guidance_scale: StrengthLike | ClassifierFreeGuidance | None = None,
-        ssg: float | ScaledSpatialGuidance | None = None,
+        ssg: StrengthLike | ScaledSpatialGuidance | None = None,
         more_smooth: bool | None = None,
         residual: bool = True,
         mask_iterations: int = 1,
@@ -228,7 +228,8 @@ class HARTPipeline(TextPipeline):
             list gives t for every step. The residual is drawn under the last step's. 0 turns classifier-free
             guidance off, and its cost with it.
         ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off. It
-            guides the tokens, not the residual.
+            guides the tokens, not the residual. Both strengths can be one a picture, ``(B, 1)`` or ``(B,
+            steps)``, as lists of lists or arrays.
         more_smooth: show mixtures of codes instead of the drawn ones, sharper at finer scales.
         residual: draw what the codes leave out of the finest scale, by diffusion.
         mask_iterations: in how many parts the last scale is predicted; each sees those before.

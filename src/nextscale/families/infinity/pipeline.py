@@ -240,7 +240,7 @@ class InfinityPipeline(TextPipeline):
         schedule: Grids | None = None,
         guidance_scale: StrengthLike | ClassifierFreeGuidance | None = None,
         guidance_layer: int | Sequence[int] = ON_LOGITS,
-        ssg: float | ScaledSpatialGuidance | None = None,
+        ssg: StrengthLike | ScaledSpatialGuidance | None = None,
         temperature: float | Sequence[float] | None = None,
         top_k: int | Sequence[int] | None = None,
         top_p: float | None = None,
@@ -265,7 +265,8 @@ class InfinityPipeline(TextPipeline):
         guidance_scale: s of ``s cond + (1 - s) uncond``; a list gives s for every step. 1 turns
             classifier-free guidance off, and its cost with it.
         guidance_layer: where it acts: 0 on the logits, -k on the output of the k-th last block; or several.
-        ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off.
+        ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off. Both
+            strengths can be one a picture, ``(B, 1)`` or ``(B, steps)``, as lists of lists or arrays.
         temperature: tau, by which logits are divided after all guidance; a list gives one for every step.
         top_k, top_p, min_p: see :class:`~nextscale.generation.tokens.Filters`; they act on the two values of
             a bit, so that ``top_k`` of 2 and more has no effect, and 1 makes the draw greedy.

@@ -197,7 +197,7 @@ class VARPipeline(Pipeline):
         labels: Label | Sequence[Label],
         *,
         guidance_scale: StrengthLike | ClassifierFreeGuidance | None = None,
-        ssg: float | ScaledSpatialGuidance | None = None,
+        ssg: StrengthLike | ScaledSpatialGuidance | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float = 0.0,
@@ -216,7 +216,8 @@ class VARPipeline(Pipeline):
         labels: class numbers or names, mixed as you like; -1 is "no class".
         guidance_scale: t at the last step of ``(1 + t) cond - t uncond``; it rises linearly from 0. A list
             gives t for every step. 0 turns classifier-free guidance off, and its cost with it.
-        ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off.
+        ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off. Both
+            strengths can be one a picture, ``(B, 1)`` or ``(B, steps)``, as lists of lists or arrays.
         top_k, top_p, min_p, temperature: see :class:`~nextscale.generation.tokens.Filters`.
         more_smooth: mix codes instead of drawing them (VAR's option for looks; not for measuring).
         given_tokens: token maps ``(B, h, w)`` of the first scales, taken in place of drawn ones; one for all
