@@ -22,8 +22,8 @@ from nextscale.generation.finite import (
     finite_rows,
 )
 from nextscale.generation.loop import Session, StepCallback, generate
-from nextscale.generation.noise import VERSION
 from nextscale.generation.tokens import Drawer, Filters
+from nextscale.generation.version import VERSION
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance, Convention, Ramp
 from nextscale.guidance.schedules import StrengthLike, is_single

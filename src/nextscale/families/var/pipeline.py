@@ -24,7 +24,7 @@ from nextscale.generation.finite import check_likelihoods
 from nextscale.generation.given import given_codes, resolve_steps
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
-from nextscale.generation.noise import VERSION, Noise
+from nextscale.generation.noise import Noise
 from nextscale.generation.request import (
     Drawn,
     GenerationOutput,
@@ -43,6 +43,7 @@ from nextscale.generation.request import (
 from nextscale.generation.soft import SoftCodes
 from nextscale.generation.strengths import check_pictures, of_pictures, per_picture
 from nextscale.generation.tokens import Drawer, Filters, Sampler
+from nextscale.generation.version import VERSION
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.schedules import StrengthLike
