@@ -89,3 +89,15 @@ def test_what_does_not_fit(model: GoldenModel):
         model(given_tokens=[tokens[0] + 10**6])
     with pytest.raises(InvalidArgumentError, match="given_tokens are for 2 pictures, but 4 are made"):
         model(given_tokens=[t[:2] for t in tokens[:1]])
+
+
+def test_given_tokens_are_no_mixtures(golden: Path):
+    """Smoothing mixes the codes of what is drawn, never of what a caller has."""
+    for family in ("var", "hart"):
+        model = golden_model(family, golden)
+        own: dict[str, Any] = {"residual": False} if family == "hart" else {}
+        free = model(2, more_smooth=False, **own)
+        given = model(2, more_smooth=True, given_tokens=free.tokens, **own)
+        torch.testing.assert_close(given.images, free.images, rtol=0, atol=1e-5)
+        part = model(2, more_smooth=True, given_tokens=free.tokens[:2], **own)
+        assert not torch.allclose(part.images, free.images, atol=1e-3)
