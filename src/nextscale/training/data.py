@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from nextscale.errors import DataError, MissingDependencyError
+from nextscale.training.digest import Files
+from nextscale.training.sizes import Size, height_width
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_COLUMNS = ("img", "image", "jpg", "png")
@@ -38,15 +40,17 @@ class ImageSource:
     read: row -> PIL image.
     labels: int64 ``(N,)``.
     class_names: one per class, or empty when the source has none.
-    size: pixels per side of what :meth:`batch` returns.
-    cache: all pictures as uint8 ``(N, 3, size, size)`` where they fit and need no resizing, else ``None``.
+    size: pixels per side of what :meth:`batch` returns, or ``(height, width)``.
+    cache: all pictures as uint8 ``(N, 3, height, width)`` where they fit and need no resizing, else ``None``.
+    files: where they lie, for :func:`~nextscale.training.digest.pictures_digest`; ``None`` if nobody knows.
     """
 
     read: Callable[[int], Image.Image]
     labels: Tensor
     class_names: tuple[str, ...]
-    size: int
+    size: Size
     cache: Tensor | None = None
+    files: Files | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,7 +60,7 @@ class ImageSource:
         return max(len(self.class_names), int(self.labels.max()) + 1)
 
     def batch(self, rows: Sequence[int] | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """uint8 ``(B, 3, size, size)``. With a generator crops are random, otherwise central."""
+        """uint8 ``(B, 3, height, width)``. With a generator crops are random, otherwise central."""
         rows = torch.as_tensor(rows)
         if self.cache is not None:
             return self.cache[rows]
@@ -73,7 +77,12 @@ class ImageSource:
         picked = rows.tolist()
         cache = None if self.cache is None else self.cache[rows]
         return ImageSource(
-            lambda row: self.read(picked[row]), self.labels[rows], self.class_names, self.size, cache
+            lambda row: self.read(picked[row]),
+            self.labels[rows],
+            self.class_names,
+            self.size,
+            cache,
+            self.files and self.files.subset(rows),
         )
 
     def with_classes(self, names: Sequence[str]) -> ImageSource:
@@ -90,19 +99,20 @@ class ImageSource:
                 f"the held-out pictures have classes that the training pictures lack: {', '.join(unknown)}"
             )
         numbers = torch.tensor([list(names).index(n) for n in self.class_names])
-        return ImageSource(self.read, numbers[self.labels], tuple(names), self.size, self.cache)
+        return replace(self, labels=numbers[self.labels], class_names=tuple(names))
 
     def with_cache(self) -> ImageSource:
         """Itself with every picture decoded, if they all have the target size and fit in memory."""
-        if len(self) * 3 * self.size**2 > CACHE_BYTES or self.read(0).size != (self.size, self.size):
+        h, w = height_width(self.size)
+        if len(self) * 3 * h * w > CACHE_BYTES or self.read(0).size != (w, h):
             return self
-        cache = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+        cache = torch.empty(len(self), 3, h, w, dtype=torch.uint8)
         for row in range(len(self)):
             image = self.read(row)
-            if image.size != (self.size, self.size):
+            if image.size != (w, h):
                 return self
             cache[row] = _to_tensor(image)
-        return ImageSource(self.read, self.labels, self.class_names, self.size, cache)
+        return replace(self, cache=cache)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -110,10 +120,10 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def open_images(source: str | Path, *, size: int, split: str | None = None) -> ImageSource:
+def open_images(source: str | Path, *, size: Size, split: str | None = None) -> ImageSource:
     """Open a folder of class folders, a parquet file or folder of them, or a ``datasets`` id.
 
-    size: pixels per side of the pictures wanted.
+    size: pixels per side of the pictures wanted, or ``(height, width)``.
     split: for a ``datasets`` id its split (default ``train``); for a folder, a sub-folder or the beginning of
         the parquet files' names.
     Raises DataError when nothing usable is there, naming what was looked for.
@@ -138,7 +148,7 @@ def open_images(source: str | Path, *, size: int, split: str | None = None) -> I
 
 
 def open_splits(
-    data: str | Path, *, size: int, held_out: str | Path | None = None
+    data: str | Path, *, size: Size, held_out: str | Path | None = None
 ) -> tuple[ImageSource, ImageSource]:
     """Pictures to train on, and others to measure on, with the same class numbers.
 
@@ -170,7 +180,7 @@ def _has_part(path: Path, part: str) -> bool:
     return path.is_dir() and ((path / part).is_dir() or any(path.glob(f"{part}*.parquet")))
 
 
-def _open_folder(root: Path, size: int) -> ImageSource:
+def _open_folder(root: Path, size: Size) -> ImageSource:
     if not root.is_dir():
         raise DataError(f"no such folder: {str(root)!r}")
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -188,10 +198,11 @@ def _open_folder(root: Path, size: int) -> ImageSource:
     def read(row: int) -> Image.Image:
         return _open_picture(paths[row], str(paths[row]))
 
-    return ImageSource(read, torch.tensor([label for _, label in files]), tuple(classes), size)
+    labels = torch.tensor([label for _, label in files])
+    return ImageSource(read, labels, tuple(classes), size, files=Files(tuple(paths), root))
 
 
-def _open_parquet(files: list[Path], size: int) -> ImageSource:
+def _open_parquet(files: list[Path], size: Size) -> ImageSource:
     parquet = _needs("pyarrow.parquet", "data")
     pyarrow = _needs("pyarrow", "data")
     try:
@@ -217,10 +228,11 @@ def _open_parquet(files: list[Path], size: int) -> ImageSource:
     labels = torch.from_numpy(np.array(table.column(label).to_numpy(), dtype=np.int64))
     if len(labels) == 0 or int(labels.min()) < 0:
         raise DataError(f"{files[0].name} has no rows, or labels below 0 (pictures without a known class)")
-    return ImageSource(read, labels, _hub_class_names(schema, label), size)
+    made_of = Files(tuple(files), files[0].parent)
+    return ImageSource(read, labels, _hub_class_names(schema, label), size, files=made_of)
 
 
-def _open_hub(name: str, split: str, size: int) -> ImageSource:
+def _open_hub(name: str, split: str, size: Size) -> ImageSource:
     datasets = _needs("datasets", "data")
     try:
         data = datasets.load_dataset(name, split=split)
@@ -235,7 +247,9 @@ def _open_hub(name: str, split: str, size: int) -> ImageSource:
         return picture.convert("RGB")
 
     names = tuple(getattr(data.features[label], "names", None) or ())
-    return ImageSource(read, torch.tensor(data[label]), names, size)
+    version = getattr(data, "_fingerprint", "")  # without one, every picture is read for a digest
+    made_of = Files(version=version) if version else None
+    return ImageSource(read, torch.tensor(data[label]), names, size, files=made_of)
 
 
 def _hub_class_names(schema: Any, label: str) -> tuple[str, ...]:
@@ -274,14 +288,15 @@ def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
 
-def _crop(image: Image.Image, size: int, place: Sequence[float]) -> Tensor:
-    """Shorter side to 1.125 x size (Lanczos), then a square crop; ``place`` in [0, 1] says where."""
-    if image.size != (size, size):
-        scale = round(ENLARGE * size) / min(image.size)
-        w, h = (max(round(s * scale), size) for s in image.size)
+def _crop(image: Image.Image, size: Size, place: Sequence[float]) -> Tensor:
+    """Resize (Lanczos) until both sides reach 1.125 x size, then crop; ``place`` in [0, 1] says where."""
+    height, width = height_width(size)
+    if image.size != (width, height):
+        scale = max(round(ENLARGE * s) / side for s, side in zip((width, height), image.size, strict=True))
+        w, h = max(round(image.width * scale), width), max(round(image.height * scale), height)
         image = image.resize((w, h), Image.Resampling.LANCZOS)
-        left, top = round(place[0] * (w - size)), round(place[1] * (h - size))
-        image = image.crop((left, top, left + size, top + size))
+        left, top = round(place[0] * (w - width)), round(place[1] * (h - height))
+        image = image.crop((left, top, left + width, top + height))
     return _to_tensor(image)
 
 
