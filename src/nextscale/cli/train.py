@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +20,7 @@ from nextscale.errors import InvalidArgumentError, NextscaleError
 
 if TYPE_CHECKING:
     from nextscale.sampling.processes import Processes
+    from nextscale.scales import Grid
 
 DATA_HELP = "A folder of pictures, a parquet file or a folder of them, or a datasets id."
 FILES = {
@@ -80,6 +83,44 @@ HeldOut = Annotated[
 Fresh = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoint in the output folder.")
 ]
+PictureSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS",
+        help="Side of the pictures, or HEIGHTxWIDTH, as in 64x48. Default: what the scales end at, or 32.",
+        show_default=False,
+    ),
+]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        "--scales",
+        metavar="1,2,…",
+        help="Sides of the grids, or HEIGHTxWIDTH each, as in 1,2x1,4x3; the last is the size divided by the "
+        "tokenizer's stride. Default: the published list for the size, or one like it.",
+        show_default=False,
+    ),
+]
+OtherSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS",
+        help="Side of the pictures, or HEIGHTxWIDTH. Default: the tokenizer's.",
+        show_default=False,
+    ),
+]
+OtherScales = Annotated[
+    str | None,
+    typer.Option(
+        "--scales",
+        metavar="1,2,…",
+        help="Sides of the grids, or HEIGHTxWIDTH each. Default: the tokenizer's; an official tokenizer has "
+        "none, then those of --initial.",
+        show_default=False,
+    ),
+]
 
 
 def _setting(name: str, metavar: str, help: str) -> Any:
@@ -124,13 +165,16 @@ def train(ctx: typer.Context) -> None:
     epilog=_epilog(
         "nextscale train tokenizer data/cifar10",
         "nextscale train tokenizer pictures --size 64 -o runs/mine --images 2000000",
+        "nextscale train tokenizer portraits --size 64x48 -o runs/portraits",
+        "nextscale train tokenizer pictures --scales 1,2,3,4,6,8,12 -o runs/mine",
         "nextscale train tokenizer data/cifar10 --recipe cifar10-bits -o runs/bits",
     ),
 )
 def tokenizer(
     data: Data,
     output: Output = None,
-    size: Annotated[int, typer.Option("--size", metavar="PIXELS", help="Side of the pictures.")] = 32,
+    size: PictureSize = None,
+    scales: Scales = None,
     recipe: TokenRecipe = "cifar10",
     held_out: HeldOut = None,
     resume: Fresh = True,
@@ -146,9 +190,8 @@ def tokenizer(
 
     Reports reconstruction error per scale, and how well the codebook or the bits are used.
     """
-    options.require_positive({"--size": size})
     settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
-    _train("tokenizer", data, output, size=size, **settings)
+    _train("tokenizer", data, output, size=read_size(size), scales=read_scales(scales), **settings)
 
 
 @app.command(
@@ -157,13 +200,17 @@ def tokenizer(
     epilog=_epilog(
         "nextscale train transformer data/cifar10 --tokenizer runs/tokenizer -o runs/model",
         "nextscale train transformer pictures --tokenizer cifar10 --initial cifar10 --images 20000",
+        "nextscale train transformer pictures --tokenizer vae_ch160v4096z32.pth --initial var_d16.pth",
         "nextscale train transformer data/cifar10 --tokenizer runs/bits --recipe cifar10-bits",
     ),
 )
 def transformer(
     data: Data,
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", metavar="DIR", help="A run's folder, or a model's name.")
+        str,
+        typer.Option(
+            "--tokenizer", metavar="DIR", help="A run's folder, a model's name, or an official file."
+        ),
     ],
     output: Output = None,
     initial: Annotated[
@@ -171,10 +218,13 @@ def transformer(
         typer.Option(
             "--initial",
             metavar="MODEL",
-            help="Start from this model's weights (fine-tune): a run's folder, or a model's name.",
+            help="Start from this model's weights (fine-tune): a run's folder, a model's name, or an "
+            "official file. The model gets its sizes; with another number of classes, their table is new.",
             show_default=False,
         ),
     ] = None,
+    size: OtherSize = None,
+    scales: OtherScales = None,
     recipe: TokenRecipe = "cifar10",
     held_out: HeldOut = None,
     resume: Fresh = True,
@@ -192,7 +242,8 @@ def transformer(
     captions made from the names of the classes.
     """
     settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
-    _train("transformer", data, output, tokenizer=tokenizer, initial=initial, **settings)
+    sizes: dict[str, Any] = dict(size=read_size(size), scales=read_scales(scales))
+    _train("transformer", data, output, tokenizer=tokenizer, initial=initial, **sizes, **settings)
 
 
 @app.command(
@@ -231,7 +282,13 @@ def _settings(
     seed: int | None,
     device: str,
 ) -> dict[str, Any]:
-    """What all three kinds take, by the names of the recipes' functions."""
+    """What all three kinds take, by the names of the recipes' functions.
+
+    Raises InvalidArgumentError, naming the option, for what no run can have.
+    """
+    options.require_positive({"--images": images, "--batch-size": batch_size, "--accumulate": accumulate})
+    if lr is not None and not 0 < lr < math.inf:
+        raise InvalidArgumentError(f"--lr must be a positive number, got {lr}")
     return dict(
         recipe=recipe,
         held_out=held_out,
@@ -254,10 +311,15 @@ def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
         check_folder(_nearest_folder(folder))
     from nextscale.sampling.processes import joined
     from nextscale.training import recipes
+    from nextscale.training.wording import options_named
 
     run: Callable[..., Any] = getattr(recipes, f"train_{kind}")
     try:
-        with joined(arguments["device"]) as processes, _reporter(f"training the {kind}", processes) as report:
+        with (
+            options_named(),
+            joined(arguments["device"]) as processes,
+            _reporter(f"training the {kind}", processes) as report,
+        ):
             device = processes.device or arguments["device"]
             run(data, folder, report=report, **{**arguments, "device": device})
     except KeyboardInterrupt:
@@ -286,3 +348,41 @@ def _reporter(text: str, processes: Processes) -> AbstractContextManager[Any]:
     if not processes.is_main:
         return contextlib.nullcontext(lambda record, step, total: None)
     return TrainingBar(text) if on_terminal() else contextlib.nullcontext(TrainingLines())
+
+
+_SIDES = re.compile(r"([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?")
+
+
+def read_size(text: str | None) -> int | Grid | None:
+    """``"64"``, or ``"64x48"``, height and width. Raises InvalidArgumentError for what is neither."""
+    if text is None:
+        return None
+    sides = _sides(text)
+    if sides is None:
+        raise InvalidArgumentError(
+            f"--size takes a number of pixels, or height and width as in 64x48; got {text!r}"
+        )
+    return sides
+
+
+def read_scales(text: str | None) -> list[int | Grid] | None:
+    """``"1,2,4"``, or ``"1,2x1,4x3"``. Raises InvalidArgumentError for anything else."""
+    if text is None:
+        return None
+    scales = []
+    for part in text.split(","):
+        sides = _sides(part)
+        if sides is None:
+            raise InvalidArgumentError(
+                f"--scales takes the side of every grid, as in 1,2,3,4,6,8, or height and width of those "
+                f"that are not square, as in 1,2x1,4x3; got {part!r} in {text!r}"
+            )
+        scales.append(sides)
+    return scales
+
+
+def _sides(text: str) -> int | Grid | None:
+    found = _SIDES.fullmatch(text.strip())
+    if found is None:
+        return None
+    return (int(found[1]), int(found[2])) if found[2] else int(found[1])

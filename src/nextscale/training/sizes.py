@@ -82,3 +82,12 @@ def scales_for(final: Grid) -> Sides:
     grids = [tuple(max(round(side * n / known[-1]), 1) for n in final) for side in known]
     made = ScaleSchedule(tuple(dict.fromkeys((h, w) for h, w in grids)))
     return tuple(made.sides)
+
+
+def check_first_scale(sides: Sides) -> None:
+    """Raises InvalidArgumentError unless a list of scales begins with one cell, as Infinity's do."""
+    first = ScaleSchedule.from_sides(sides)[0]
+    if first != (1, 1):
+        raise InvalidArgumentError(
+            f"{named('scales')} of a model with bits begin with 1x1, got {first[0]}x{first[1]}"
+        )

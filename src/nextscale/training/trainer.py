@@ -265,7 +265,7 @@ class _Run(Generic[Model]):
             self.team.after_step(lambda: self.task.after_step(self.step, self.total))
         self.step += 1
         self.whole = True
-        if self.step == self.total and self.skipped >= min(LAPSE, self.total):
+        if self.step == self.total and self.skipped >= min(LAPSE, (self.total + 1) // 2):
             raise self.diverged(f"the last {self.skipped} iterations had gradients that are not finite")
 
     def diverged(self, what: str) -> TrainingError:
