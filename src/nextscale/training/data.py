@@ -24,6 +24,7 @@ from torch import Tensor
 from nextscale.errors import DataError, MissingDependencyError
 from nextscale.training.digest import Files
 from nextscale.training.sizes import Size, height_width
+from nextscale.training.wording import named
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_COLUMNS = ("img", "image", "jpg", "png")
@@ -308,7 +309,10 @@ def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[
     """
     per_epoch = count // batch_size
     if per_epoch == 0:
-        raise DataError(f"the data has {count} pictures, fewer than one batch of {batch_size}")
+        raise DataError(
+            f"the data has {count} pictures, fewer than one batch of {batch_size}; use a smaller "
+            f"{named('batch_size')}"
+        )
     epoch, skip = divmod(start, per_epoch)
     while True:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nextscale.training.sizes import height_width
+
 if TYPE_CHECKING:
     from nextscale.training.data import ImageSource
 
@@ -49,7 +51,8 @@ def pictures_digest(pictures: ImageSource, *, times: bool = False) -> str:
     times: for what can be made anew at a cost; without them, copied files are the same.
     """
     digest = hashlib.blake2b(digest_size=32)
-    digest.update(repr((len(pictures), pictures.size, pictures.class_names)).encode())
+    size = height_width(pictures.size)  # however it was said
+    digest.update(repr((len(pictures), size, pictures.class_names)).encode())
     digest.update(_bytes(pictures.labels))
     if pictures.cache is not None:
         digest.update(_bytes(pictures.cache))

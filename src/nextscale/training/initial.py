@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from nextscale.errors import CheckpointError
 from nextscale.families import WEIGHT_SUFFIXES, is_official, recognise
@@ -15,7 +20,7 @@ from nextscale.families.infinity.transformer import InfinityTransformer, Infinit
 from nextscale.families.var import checkpoint as var_files
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.nn.placement import Placement
-from nextscale.scales import Grid
+from nextscale.scales import Grid, ScaleSchedule
 from nextscale.training.next_scale import Transformer
 from nextscale.training.wording import named
 from nextscale.weights.digest import weights_digest
@@ -40,27 +45,66 @@ class Initial(Generic[Transformer]):
         return weights_digest(self.model)
 
     def fill(self, model: Transformer, sizes: str) -> str:
-        """Copy the weights into a transformer, all but the class table if it has another number of classes.
+        """Copy the weights into a transformer, all that do not depend on the number of classes or the scales.
 
-        Of that the row for no class is copied, and those of the classes stay as they are. sizes: the likely
-        cause where another size differs, which raises CheckpointError. Returns what was done, in a line.
+        With another number of classes, of their table the row for no class is copied, and the others stay as
+        they are. With other scales, VAR's tables of positions are resized; see :func:`fit_positions`. sizes:
+        the likely cause where another size differs, which raises CheckpointError. Returns what was done, in a
+        line.
         """
         theirs, ours = dict(self.model.state_dict()), model.state_dict()
+        new: list[str] = []
         table = ours.get(CLASS_TABLE)
-        done = f"starts from {self.source}: all of its {len(theirs)} tensors are taken over"
         if table is not None and CLASS_TABLE in theirs and len(theirs[CLASS_TABLE]) != len(table):
             before, now = len(theirs[CLASS_TABLE]) - 1, len(table) - 1
-            done = (
-                f"starts from {self.source}: {len(theirs) - 1} of its {len(theirs)} tensors are taken over; "
+            new.append(
                 f"the table of classes is new, for {now} instead of {before}, but for its row for no class"
             )
             null = theirs[CLASS_TABLE][-1:]
             if null.shape[1:] == table.shape[1:]:
                 theirs[CLASS_TABLE] = table.clone()
                 theirs[CLASS_TABLE][-1:] = null
+        changed = len(new)
+        if isinstance(self.model, VARTransformer) and isinstance(model, VARTransformer):
+            before_scales, scales = self.model.schedule, model.schedule
+            if before_scales != scales:
+                new.append(f"the tables of positions are resized from the grids {before_scales} to {scales}")
+                fitted = fit_positions(theirs, before_scales, scales)
+                theirs |= fitted
+                changed += len(fitted)
         check_shapes(model, theirs, source=self.source, hint=sizes)
         model.load_state_dict(theirs)
-        return done
+        taken = f"{len(theirs) - changed} of its" if changed else "all of its"
+        return "; ".join([f"starts from {self.source}: {taken} {len(theirs)} tensors are taken over", *new])
+
+
+def fit_positions(
+    weights: Mapping[str, Tensor], before: ScaleSchedule, now: ScaleSchedule
+) -> dict[str, Tensor]:
+    """Resize VAR's tables of positions, ``(1, L, C)``, and of scales, ``(K, C)``, to other scales.
+
+    Every grid takes after the one of ``before`` with the most similar number of cells: its positions,
+    bilinearly resized, and its row of the table of scales.
+    """
+    like = [
+        min(range(before.num_steps), key=lambda k: abs(math.log(before.lengths[k] / n))) for n in now.lengths
+    ]
+    maps = weights["pos_1LC"].split(list(before.lengths), dim=1)
+    positions = [_resized(maps[k], before[k], grid) for k, grid in zip(like, now, strict=True)]
+    return {
+        "pos_start": _resized(weights["pos_start"], before[0], now[0]),
+        "pos_1LC": torch.cat(positions, dim=1),
+        "lvl_embed.weight": weights["lvl_embed.weight"][like],
+    }
+
+
+def _resized(positions: Tensor, before: Grid, now: Grid) -> Tensor:
+    """A table of one grid, ``(1, h w, C)``, for another grid."""
+    if before == now:
+        return positions
+    picture = positions.unflatten(1, before).permute(0, 3, 1, 2)
+    resized = F.interpolate(picture.float(), size=now, mode="bilinear", align_corners=False)
+    return resized.to(positions.dtype).flatten(2).transpose(1, 2)
 
 
 def open_initial_var(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.sampling.processes import Processes
+from nextscale.training.wording import named
 
 PART_SEED = 1 << 40  # between the seeds of parts, far beyond those of iterations
 
@@ -39,7 +40,7 @@ class Team:
         if batch_size < parts:
             raise InvalidArgumentError(
                 f"a batch of {batch_size} cannot be cut into {parts} parts ({self.processes.count} "
-                f"processes, {self.accumulate} each); use a larger --batch-size"
+                f"processes, {self.accumulate} each); use a larger {named('batch_size')}"
             )
 
     def begin(self, step: int) -> None:

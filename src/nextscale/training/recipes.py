@@ -168,8 +168,9 @@ def train_transformer(
         the recipe's kind.
     initial: a run's folder, a model's name, or an official file or folder to take the first weights from, for
         fine-tuning. With a recipe's name the model gets its sizes; a recipe of your own must have them.
-        Everything is taken over but the table of classes, where their number is another; ``report`` gets a
-        line that says so. ``None`` starts from random weights.
+        Everything is taken over but the table of classes, where their number is another, and VAR's tables of
+        positions are resized where the scales are others; ``report`` gets a line that says so. ``None``
+        starts from random weights.
     size, scales: as for :func:`train_tokenizer`, where they are not to be the tokenizer's own. An official
         tokenizer has none; then they are those of ``initial``.
     output: becomes a complete model folder for :meth:`VARPipeline.from_pretrained`, or, with a recipe for
@@ -221,10 +222,6 @@ class _Transformers:
                 raise CheckpointError(
                     f"{first.source!r} predicts {codes[0][0]} codes of {codes[0][1]} channels, and the "
                     f"tokenizer has {codes[1][0]} of {codes[1][1]}; they do not belong together"
-                )
-            if theirs.schedule != vae.schedule:
-                raise CheckpointError(
-                    f"{first.source!r} has the grids {theirs.schedule}, this run has {vae.schedule}"
                 )
             if isinstance(self.recipe, str):
                 sizes = replace(theirs, drop_path=chosen.config.drop_path)

@@ -272,7 +272,7 @@ class _Run(Generic[Model]):
         """The error that ends a run whose numbers are none."""
         kept = self.saved_step
         remedy = f"; the checkpoint of step {kept} can be taken on with a lower {named('lr')}" if kept else ""
-        return TrainingError(f"{what}; lr {self.settings.lr} is probably too high{remedy}")
+        return TrainingError(f"{what}; {named('lr')} {self.settings.lr} is probably too high{remedy}")
 
     def descend(self) -> bool:
         """One optimiser step; False when the gradient is not finite and the batch was skipped."""
