@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -118,3 +120,35 @@ def test_pictures_from_nowhere_are_read(tmp_path: Path) -> None:
 
     assert pictures_digest(source([1, 2, 3])) == pictures_digest(source([1, 2, 3]))
     assert pictures_digest(source([1, 2, 3])) != pictures_digest(source([1, 2, 4]))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_every_picture_in_an_archive_counts(tmp_path: Path, kind: str) -> None:
+    def archive(name: str, changed: int | None = None) -> Path:
+        files = [png(number if number != changed else 200) for number in range(5)]
+        path = tmp_path / f"{name}.{kind}"
+        if kind == "parquet":
+            pyarrow = pytest.importorskip("pyarrow")
+            parquet = pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(pyarrow.table({"image": files, "label": [0, 1, 0, 1, 0]}), path)
+            return path
+        with tarfile.open(path, "w") as tar:
+            for number, content in enumerate(files):
+                member = tarfile.TarInfo(f"{number}.png")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return path
+
+    def png(value: int) -> bytes:
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16), (value, 0, 0)).save(file, "png")
+        return file.getvalue()
+
+    found = [
+        pictures_digest(open_images(archive(f"{n}", n), size=8, labels=kind == "parquet")) for n in range(5)
+    ]
+    assert len(set(found)) == 5
+    same = {
+        pictures_digest(open_images(archive(f"again{n}"), size=8, labels=kind == "parquet")) for n in (0, 1)
+    }
+    assert len(same) == 1 and not same & set(found)

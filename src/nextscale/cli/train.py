@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,13 +15,14 @@ from nextscale.cli import options
 from nextscale.cli.help import NAMES, Command, Group
 from nextscale.cli.pictures import check_folder
 from nextscale.cli.progress import TrainingBar, TrainingLines, note, on_terminal
-from nextscale.errors import InvalidArgumentError, NextscaleError
+from nextscale.cli.sizes import read_scales, read_size
+from nextscale.errors import DataError, InvalidArgumentError, NextscaleError
 
 if TYPE_CHECKING:
     from nextscale.sampling.processes import Processes
-    from nextscale.scales import Grid
 
 DATA_HELP = "A folder of pictures, a parquet file or a folder of them, or a datasets id."
+CHECKS = ("headers", "full")
 FILES = {
     "checkpoint.pt": "to resume from",
     "log.jsonl": "every figure",
@@ -79,6 +79,19 @@ HeldOut = Annotated[
         help="Data to measure on. Default: the test split, or a part of DATA.",
         show_default=False,
     ),
+]
+Check = Annotated[
+    str | None,
+    typer.Option(
+        "--check",
+        metavar="HOW",
+        help="Look for broken pictures before: headers, or full (every pixel). Default: headers; full for a "
+        "transformer.",
+        show_default=False,
+    ),
+]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="Leave out broken pictures, counted and named; else an error.")
 ]
 Fresh = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoint in the output folder.")
@@ -177,6 +190,8 @@ def tokenizer(
     scales: Scales = None,
     recipe: TokenRecipe = "cifar10",
     held_out: HeldOut = None,
+    check: Check = None,
+    skip_broken: SkipBroken = False,
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
@@ -190,7 +205,8 @@ def tokenizer(
 
     Reports reconstruction error per scale, and how well the codebook or the bits are used.
     """
-    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
+    pictures = (held_out, check, skip_broken)
+    settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
     _train("tokenizer", data, output, size=read_size(size), scales=read_scales(scales), **settings)
 
 
@@ -227,6 +243,8 @@ def transformer(
     scales: OtherScales = None,
     recipe: TokenRecipe = "cifar10",
     held_out: HeldOut = None,
+    check: Check = None,
+    skip_broken: SkipBroken = False,
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
@@ -241,7 +259,8 @@ def transformer(
     The recipe must be of the tokenizer's kind: both with -bits, or both without. With bits the prompts are
     captions made from the names of the classes.
     """
-    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
+    pictures = (held_out, check, skip_broken)
+    settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
     sizes: dict[str, Any] = dict(size=read_size(size), scales=read_scales(scales))
     _train("transformer", data, output, tokenizer=tokenizer, initial=initial, **sizes, **settings)
 
@@ -256,6 +275,8 @@ def classifier(
     output: Output = None,
     recipe: Recipe = "cifar10",
     held_out: HeldOut = None,
+    check: Check = None,
+    skip_broken: SkipBroken = False,
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
@@ -266,13 +287,16 @@ def classifier(
     device: Device = "auto",
 ) -> None:
     """Train the small classifier that measures pictures."""
-    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
+    pictures = (held_out, check, skip_broken)
+    settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
     _train("classifier", data, output, **settings)
 
 
 def _settings(
     recipe: str,
     held_out: str | None,
+    check: str | None,
+    skip_broken: bool,
     resume: bool,
     images: int | None,
     batch_size: int | None,
@@ -289,9 +313,13 @@ def _settings(
     options.require_positive({"--images": images, "--batch-size": batch_size, "--accumulate": accumulate})
     if lr is not None and not 0 < lr < math.inf:
         raise InvalidArgumentError(f"--lr must be a positive number, got {lr}")
+    if check is not None and check not in CHECKS:
+        raise InvalidArgumentError(f"--check is {' or '.join(CHECKS)}, got {check!r}")
     return dict(
+        **({} if check is None else {"check": check}),
         recipe=recipe,
         held_out=held_out,
+        skip_broken=skip_broken,
         resume=resume,
         images=images,
         batch_size=batch_size,
@@ -311,6 +339,7 @@ def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
         check_folder(_nearest_folder(folder))
     from nextscale.sampling.processes import joined
     from nextscale.training import recipes
+    from nextscale.training.data import BrokenPicturesError
     from nextscale.training.wording import options_named
 
     run: Callable[..., Any] = getattr(recipes, f"train_{kind}")
@@ -326,9 +355,13 @@ def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
         if (folder / "checkpoint.pt").exists():
             note("stopped; the same command goes on from the last checkpoint")
         raise
-    except NextscaleError:
+    except NextscaleError as error:
         with contextlib.suppress(OSError):  # what the failed start left: folders without files
             folder.rmdir()
+        if isinstance(error, BrokenPicturesError):
+            raise DataError(f"{error} (--skip-broken)") from None
+        if isinstance(error, DataError) and (folder / "checkpoint.pt").exists():
+            note("stopped; the same command goes on from the last checkpoint")
         raise
     if not processes.is_main:
         return
@@ -348,41 +381,3 @@ def _reporter(text: str, processes: Processes) -> AbstractContextManager[Any]:
     if not processes.is_main:
         return contextlib.nullcontext(lambda record, step, total: None)
     return TrainingBar(text) if on_terminal() else contextlib.nullcontext(TrainingLines())
-
-
-_SIDES = re.compile(r"([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?")
-
-
-def read_size(text: str | None) -> int | Grid | None:
-    """``"64"``, or ``"64x48"``, height and width. Raises InvalidArgumentError for what is neither."""
-    if text is None:
-        return None
-    sides = _sides(text)
-    if sides is None:
-        raise InvalidArgumentError(
-            f"--size takes a number of pixels, or height and width as in 64x48; got {text!r}"
-        )
-    return sides
-
-
-def read_scales(text: str | None) -> list[int | Grid] | None:
-    """``"1,2,4"``, or ``"1,2x1,4x3"``. Raises InvalidArgumentError for anything else."""
-    if text is None:
-        return None
-    scales = []
-    for part in text.split(","):
-        sides = _sides(part)
-        if sides is None:
-            raise InvalidArgumentError(
-                f"--scales takes the side of every grid, as in 1,2,3,4,6,8, or height and width of those "
-                f"that are not square, as in 1,2x1,4x3; got {part!r} in {text!r}"
-            )
-        scales.append(sides)
-    return scales
-
-
-def _sides(text: str) -> int | Grid | None:
-    found = _SIDES.fullmatch(text.strip())
-    if found is None:
-        return None
-    return (int(found[1]), int(found[2])) if found[2] else int(found[1])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,31 +22,12 @@ ENDS = 10_000  # files, up to which the end of each is read where not every byte
 END_BYTES = 1 << 16
 
 
-@dataclass(frozen=True)
-class Files:
-    """Where the pictures of a source lie.
-
-    paths: in order; one per picture, or parquet files with many each. root: what their names are relative to,
-        so that a folder may be moved. version: of pictures that lie in no files we know.
-    rows: int64, of a part of them; ``None`` for all.
-    """
-
-    paths: tuple[Path, ...] = ()
-    root: Path = Path()
-    version: str = ""
-    rows: Tensor | None = None
-
-    def subset(self, rows: Tensor) -> Files:
-        """Only these rows, in this order."""
-        return replace(self, rows=rows if self.rows is None else self.rows[rows])
-
-
 def pictures_digest(pictures: ImageSource, *, times: bool = False) -> str:
     """A digest of all pictures, their labels and classes, in hexadecimal.
 
-    Of pictures that are kept in memory every pixel counts, and of files with up to :data:`WHOLE_BYTES` in all
-    every byte. Of more, names and sizes, with ``times`` also when they were changed, and for up to
-    :data:`ENDS` files the last 64 KiB, which in parquet files describe all row groups.
+    Of pictures that are kept in memory every pixel counts, of those in parquet and tar files every byte, and
+    of those in files of their own, if they have up to :data:`WHOLE_BYTES` in all, every byte. Of more, names
+    and sizes, with ``times`` also when they were changed, and for up to :data:`ENDS` files the last 64 KiB.
 
     times: for what can be made anew at a cost; without them, copied files are the same.
     """
@@ -56,8 +37,15 @@ def pictures_digest(pictures: ImageSource, *, times: bool = False) -> str:
     digest.update(_bytes(pictures.labels))
     if pictures.cache is not None:
         digest.update(_bytes(pictures.cache))
-    elif pictures.files is not None:
-        for part in _of_files(pictures.files, times):
+    elif pictures.encoded is not None:
+        files = []
+        for row in range(len(pictures)):
+            found = pictures.encoded(row)
+            if isinstance(found, Path):
+                files.append(found)
+            else:
+                digest.update(f"{row} {len(found)} ".encode() + found)
+        for part in _of_files(files, times):
             digest.update(part)
     else:
         for row in range(len(pictures)):
@@ -66,18 +54,19 @@ def pictures_digest(pictures: ImageSource, *, times: bool = False) -> str:
     return digest.hexdigest()
 
 
-def _of_files(files: Files, times: bool) -> Iterable[bytes | memoryview]:
-    yield files.version.encode()
-    if files.rows is not None:
-        yield _bytes(files.rows)
-    stats = [path.stat() for path in files.paths]
+def _of_files(files: Sequence[Path], times: bool) -> Iterable[bytes]:
+    if not files:
+        return
+    # Names are relative to what all have in common, so that a folder may be moved.
+    root = os.path.commonpath([path.absolute().parent for path in files])
+    stats = [path.stat() for path in files]
     whole = sum(stat.st_size for stat in stats) <= WHOLE_BYTES
-    for path, stat in zip(files.paths, stats, strict=True):
-        name = path.relative_to(files.root).as_posix()
+    for path, stat in zip(files, stats, strict=True):
+        name = path.absolute().relative_to(root).as_posix()
         yield repr((name, stat.st_size, stat.st_mtime_ns if times and not whole else 0)).encode()
-    if whole or len(files.paths) <= ENDS:
+    if whole or len(files) <= ENDS:
         with ThreadPoolExecutor() as pool:  # reading and hashing release the interpreter lock
-            yield from pool.map(lambda path: _of_file(path, whole), files.paths)
+            yield from pool.map(lambda path: _of_file(path, whole), files)
 
 
 def _of_file(path: Path, whole: bool) -> bytes:

@@ -29,7 +29,7 @@ from nextscale.training.bit_transformer import BitTransformerTask, init_bit_tran
 from nextscale.training.cache import AnyTokenizer, Encode, cached
 from nextscale.training.checkpoint import CHECKPOINT, Origin, check_resumable
 from nextscale.training.classifier import ClassifierTask
-from nextscale.training.data import ImageSource, open_splits, to_float
+from nextscale.training.data import Check, ImageSource, check_classes, open_splits, to_float
 from nextscale.training.digest import pictures_digest
 from nextscale.training.initial import Initial, open_initial_infinity, open_initial_var
 from nextscale.training.next_scale import Transformer
@@ -96,6 +96,8 @@ def train_tokenizer(
     scales: Sequence[int | Grid] | None = None,
     recipe: str | TokenizerRecipe | BitTokenizerRecipe = "cifar10",
     held_out: str | Path | None = None,
+    check: Check = "headers",
+    skip_broken: bool = False,
     resume: bool = True,
     report: Reporter = print_report,
     device: str = "auto",
@@ -111,6 +113,8 @@ def train_tokenizer(
     recipe: a name from :data:`RECIPES`, or a recipe.
     held_out: other data to measure on; by default the ``test`` split of ``data`` where there is one, else one
         picture in twenty, at most 2,000, which are then not trained on.
+    check: look at all pictures before, ``"headers"`` or ``"full"``; skip_broken: leave out those that cannot
+        be read, instead of an error. See :func:`open_images`.
     output: gets ``tokenizer/`` (weights), ``log.jsonl``, ``checkpoint.pt`` and sample pictures. A checkpoint
         in it that was made from other data, or with another size, recipe or seed, is refused.
     overrides: fields of :class:`TrainSettings`; ``None`` keeps the recipe's.
@@ -119,7 +123,9 @@ def train_tokenizer(
     settings, where = chosen.settings, place(device).device
     patch = chosen.config.patch if isinstance(chosen, BitTokenizerRecipe) else 1
     size, sides = fit_scales(size, scales, chosen.config.reduction * patch)
-    training, held = open_splits(data, size=size, held_out=held_out)
+    training, held = open_splits(
+        data, size=size, held_out=held_out, labels=False, check=check, skip_broken=skip_broken
+    )
     origin = _origin("tokenizer", recipe, training, sides)
     torch.manual_seed(settings.seed)
     if isinstance(chosen, BitTokenizerRecipe):
@@ -157,6 +163,8 @@ def train_transformer(
     scales: Sequence[int | Grid] | None = None,
     recipe: str | TransformerRecipe | BitTransformerRecipe = "cifar10",
     held_out: str | Path | None = None,
+    check: Check = "full",
+    skip_broken: bool = False,
     resume: bool = True,
     report: Reporter = print_report,
     device: str = "auto",
@@ -173,12 +181,14 @@ def train_transformer(
         starts from random weights.
     size, scales: as for :func:`train_tokenizer`, where they are not to be the tokenizer's own. An official
         tokenizer has none; then they are those of ``initial``.
+    check: as for :func:`train_tokenizer`; every pixel by default, because a picture that breaks while all of
+        them are encoded costs the encoding.
     output: becomes a complete model folder for :meth:`VARPipeline.from_pretrained`, or, with a recipe for
         bits, :meth:`InfinityPipeline.from_pretrained`; with log and checkpoint. See :func:`train_tokenizer`.
     """
     chosen: TransformerRecipe | BitTransformerRecipe = find_recipe("transformer", recipe, overrides)
     where = place(device, "float32")
-    run = _Transformers(data, held_out, Path(output), recipe, resume, report, where)
+    run = _Transformers(data, held_out, check, skip_broken, Path(output), recipe, resume, report, where)
     if isinstance(chosen, BitTransformerRecipe):
         bit_first = open_initial_infinity(initial, place("cpu", "float32")) if initial is not None else None
         bits = open_tokenizer(
@@ -205,6 +215,8 @@ class _Transformers:
 
     data: str | Path
     held_out: str | Path | None
+    check: Check
+    skip_broken: bool
     output: Path
     recipe: object
     resume: bool
@@ -294,7 +306,14 @@ class _Transformers:
         """Pictures to train on and held-out ones, of the tokenizer's size."""
         h, w = ScaleSchedule.from_sides(vae.config.patch_nums or ()).final
         stride = stride_of(vae)
-        training, held = open_splits(self.data, size=(h * stride, w * stride), held_out=self.held_out)
+        training, held = open_splits(
+            self.data,
+            size=(h * stride, w * stride),
+            held_out=self.held_out,
+            check=self.check,
+            skip_broken=self.skip_broken,
+        )
+        check_classes(training, held)
         return training, held.subset(torch.arange(min(HELD_OUT_IMAGES, len(held))))  # encoding costs time too
 
     def origin(
@@ -346,6 +365,8 @@ def train_classifier(
     *,
     recipe: str | ClassifierRecipe = "cifar10",
     held_out: str | Path | None = None,
+    check: Check = "headers",
+    skip_broken: bool = False,
     resume: bool = True,
     report: Reporter = print_report,
     device: str = "auto",
@@ -353,7 +374,8 @@ def train_classifier(
 ) -> SmallClassifier:
     """Train the small classifier on 32-pixel pictures."""
     chosen: ClassifierRecipe = find_recipe("classifier", recipe, overrides)
-    training, held = open_splits(data, size=32, held_out=held_out)
+    training, held = open_splits(data, size=32, held_out=held_out, check=check, skip_broken=skip_broken)
+    check_classes(training, held)
     torch.manual_seed(chosen.settings.seed)
     model = SmallClassifier(replace(chosen.config, num_classes=training.num_classes))
     model.start_as_identity()

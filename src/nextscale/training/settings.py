@@ -54,6 +54,8 @@ class TrainSettings:
         for name in ("batch_size", "accumulate", "images", "lr", "log_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidArgumentError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:  # torch's CPU generator takes no more
+            raise InvalidArgumentError(f"seed must be a whole number from 0 up to 2^32, got {self.seed!r}")
         if not 0 <= self.ema < 1:
             raise InvalidArgumentError(f"ema must be in [0, 1), got {self.ema!r}")
         if self.optimizer not in OPTIMIZERS:
