@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +15,7 @@ from nextscale.cli import options
 from nextscale.cli.help import NAMES, Command, Group
 from nextscale.cli.pictures import check_folder
 from nextscale.cli.progress import TrainingBar, TrainingLines, note, on_terminal
+from nextscale.cli.sizes import read_scales, read_size
 from nextscale.errors import DataError, InvalidArgumentError, NextscaleError
 
 if TYPE_CHECKING:
@@ -94,6 +96,44 @@ SkipBroken = Annotated[
 Fresh = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoint in the output folder.")
 ]
+PictureSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS",
+        help="Side of the pictures, or HEIGHTxWIDTH, as in 64x48. Default: what the scales end at, or 32.",
+        show_default=False,
+    ),
+]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        "--scales",
+        metavar="1,2,…",
+        help="Sides of the grids, or HEIGHTxWIDTH each, as in 1,2x1,4x3; the last is the size divided by the "
+        "tokenizer's stride. Default: the published list for the size, or one like it.",
+        show_default=False,
+    ),
+]
+OtherSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS",
+        help="Side of the pictures, or HEIGHTxWIDTH. Default: the tokenizer's.",
+        show_default=False,
+    ),
+]
+OtherScales = Annotated[
+    str | None,
+    typer.Option(
+        "--scales",
+        metavar="1,2,…",
+        help="Sides of the grids, or HEIGHTxWIDTH each. Default: the tokenizer's; an official tokenizer has "
+        "none, then those of --initial.",
+        show_default=False,
+    ),
+]
 
 
 def _setting(name: str, metavar: str, help: str) -> Any:
@@ -138,13 +178,16 @@ def train(ctx: typer.Context) -> None:
     epilog=_epilog(
         "nextscale train tokenizer data/cifar10",
         "nextscale train tokenizer pictures --size 64 -o runs/mine --images 2000000",
+        "nextscale train tokenizer portraits --size 64x48 -o runs/portraits",
+        "nextscale train tokenizer pictures --scales 1,2,3,4,6,8,12 -o runs/mine",
         "nextscale train tokenizer data/cifar10 --recipe cifar10-bits -o runs/bits",
     ),
 )
 def tokenizer(
     data: Data,
     output: Output = None,
-    size: Annotated[int, typer.Option("--size", metavar="PIXELS", help="Side of the pictures.")] = 32,
+    size: PictureSize = None,
+    scales: Scales = None,
     recipe: TokenRecipe = "cifar10",
     held_out: HeldOut = None,
     check: Check = None,
@@ -162,10 +205,9 @@ def tokenizer(
 
     Reports reconstruction error per scale, and how well the codebook or the bits are used.
     """
-    options.require_positive({"--size": size})
     pictures = (held_out, check, skip_broken)
     settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
-    _train("tokenizer", data, output, size=size, **settings)
+    _train("tokenizer", data, output, size=read_size(size), scales=read_scales(scales), **settings)
 
 
 @app.command(
@@ -174,13 +216,17 @@ def tokenizer(
     epilog=_epilog(
         "nextscale train transformer data/cifar10 --tokenizer runs/tokenizer -o runs/model",
         "nextscale train transformer pictures --tokenizer cifar10 --initial cifar10 --images 20000",
+        "nextscale train transformer pictures --tokenizer vae_ch160v4096z32.pth --initial var_d16.pth",
         "nextscale train transformer data/cifar10 --tokenizer runs/bits --recipe cifar10-bits",
     ),
 )
 def transformer(
     data: Data,
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", metavar="DIR", help="A run's folder, or a model's name.")
+        str,
+        typer.Option(
+            "--tokenizer", metavar="DIR", help="A run's folder, a model's name, or an official file."
+        ),
     ],
     output: Output = None,
     initial: Annotated[
@@ -188,10 +234,13 @@ def transformer(
         typer.Option(
             "--initial",
             metavar="MODEL",
-            help="Start from this model's weights (fine-tune): a run's folder, or a model's name.",
+            help="Start from this model's weights (fine-tune): a run's folder, a model's name, or an "
+            "official file. The model gets its sizes; with another number of classes, their table is new.",
             show_default=False,
         ),
     ] = None,
+    size: OtherSize = None,
+    scales: OtherScales = None,
     recipe: TokenRecipe = "cifar10",
     held_out: HeldOut = None,
     check: Check = None,
@@ -212,7 +261,8 @@ def transformer(
     """
     pictures = (held_out, check, skip_broken)
     settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
-    _train("transformer", data, output, tokenizer=tokenizer, initial=initial, **settings)
+    sizes: dict[str, Any] = dict(size=read_size(size), scales=read_scales(scales))
+    _train("transformer", data, output, tokenizer=tokenizer, initial=initial, **sizes, **settings)
 
 
 @app.command(
@@ -256,7 +306,13 @@ def _settings(
     seed: int | None,
     device: str,
 ) -> dict[str, Any]:
-    """What all three kinds take, by the names of the recipes' functions."""
+    """What all three kinds take, by the names of the recipes' functions.
+
+    Raises InvalidArgumentError, naming the option, for what no run can have.
+    """
+    options.require_positive({"--images": images, "--batch-size": batch_size, "--accumulate": accumulate})
+    if lr is not None and not 0 < lr < math.inf:
+        raise InvalidArgumentError(f"--lr must be a positive number, got {lr}")
     if check is not None and check not in CHECKS:
         raise InvalidArgumentError(f"--check is {' or '.join(CHECKS)}, got {check!r}")
     return dict(
@@ -284,10 +340,15 @@ def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
     from nextscale.sampling.processes import joined
     from nextscale.training import recipes
     from nextscale.training.data import BrokenPicturesError
+    from nextscale.training.wording import options_named
 
     run: Callable[..., Any] = getattr(recipes, f"train_{kind}")
     try:
-        with joined(arguments["device"]) as processes, _reporter(f"training the {kind}", processes) as report:
+        with (
+            options_named(),
+            joined(arguments["device"]) as processes,
+            _reporter(f"training the {kind}", processes) as report,
+        ):
             device = processes.device or arguments["device"]
             run(data, folder, report=report, **{**arguments, "device": device})
     except KeyboardInterrupt:

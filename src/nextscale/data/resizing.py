@@ -35,17 +35,19 @@ def pixels_of(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
 
-def training_crop(image: Image.Image, size: int, place: Sequence[float]) -> Tensor:
-    """Shorter side to 1.125 x size (Lanczos), then a square crop; ``place`` in [0, 1] says where.
+def training_crop(image: Image.Image, size: tuple[int, int], place: Sequence[float]) -> Tensor:
+    """Resize (Lanczos) until both sides reach 1.125 x ``(height, width)``, then crop; ``place`` in [0, 1]
+    says where.
 
-    Pictures that are squares of this size stay as they are.
+    Pictures of this size stay as they are.
     """
-    if image.size != (size, size):
-        scale = round(ENLARGE * size) / min(image.size)
-        w, h = (max(round(s * scale), size) for s in image.size)
+    height, width = size
+    if image.size != (width, height):
+        scale = max(round(ENLARGE * s) / side for s, side in zip((width, height), image.size, strict=True))
+        w, h = max(round(image.width * scale), width), max(round(image.height * scale), height)
         image = image.resize((w, h), Resampling.LANCZOS)
-        left, top = round(place[0] * (w - size)), round(place[1] * (h - size))
-        image = image.crop((left, top, left + size, top + size))
+        left, top = round(place[0] * (w - width)), round(place[1] * (h - height))
+        image = image.crop((left, top, left + width, top + height))
     return pixels_of(image)
 
 
@@ -69,9 +71,7 @@ def _covering(image: Image.Image, size: tuple[int, int], filter: Resampling) -> 
 
 
 def _as_for_training(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    if size[0] != size[1]:
-        raise InvalidArgumentError(f"pictures are trained on as squares, and {size[0]}x{size[1]} is none")
-    return Image.fromarray(training_crop(image, size[0], (0.5, 0.5)).permute(1, 2, 0).numpy())
+    return Image.fromarray(training_crop(image, (size[1], size[0]), (0.5, 0.5)).permute(1, 2, 0).numpy())
 
 
 RULES: Mapping[str, Rule] = {

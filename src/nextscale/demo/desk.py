@@ -28,7 +28,7 @@ from nextscale.demo.strip import strengths, strip_of
 from nextscale.demo.views import Shown
 from nextscale.demo.visits import Entry, Visit, Visits
 from nextscale.errors import InvalidArgumentError
-from nextscale.generation.noise import version_note
+from nextscale.generation.version import version_note
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 
 SLOW = 5.0

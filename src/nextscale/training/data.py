@@ -24,6 +24,9 @@ from nextscale.data.pictures import Pictures, fault_list
 from nextscale.data.resizing import pixels_of, training_crop
 from nextscale.data.tables import NoSuchSplitError
 from nextscale.errors import DataError, InvalidArgumentError, warn
+from nextscale.pixels import Encoded
+from nextscale.training.sizes import Size, height_width
+from nextscale.training.wording import named
 
 HELD_OUT = ("test", "validation", "valid", "val")
 CACHE_BYTES = 2 << 30
@@ -41,25 +44,28 @@ class ImageSource:
     read: row -> PIL image.
     labels: int64 ``(N,)``.
     class_names: one per class, or empty when the source has none.
-    size: pixels per side of what :meth:`batch` returns.
-    cache: all pictures as uint8 ``(N, 3, size, size)`` where they fit and need no resizing, else ``None``.
+    size: pixels per side of what :meth:`batch` returns, or ``(height, width)``.
+    cache: all pictures as uint8 ``(N, 3, height, width)`` where they fit and need no resizing, else ``None``.
     labelled: whether the labels are more than zeros. origin: where the pictures are from, for messages.
     empty: folders that could be classes and hold no pictures.
     stand_in: let another picture of the same class stand in for one that turns out to be broken, and say so.
+    encoded: row -> the picture's file, or its bytes, by which a run knows its pictures again; see
+        :func:`~nextscale.training.digest.pictures_digest`.
     """
 
     read: Callable[[int], Image.Image]
     labels: Tensor
     class_names: tuple[str, ...]
-    size: int
+    size: Size
     cache: Tensor | None = None
     labelled: bool = True
     origin: str = "the data"
     empty: tuple[str, ...] = ()
     stand_in: bool = False
+    encoded: Callable[[int], Encoded] | None = None
 
     @classmethod
-    def of(cls, pictures: Pictures, size: int, origin: str, *, stand_in: bool = False) -> ImageSource:
+    def of(cls, pictures: Pictures, size: Size, origin: str, *, stand_in: bool = False) -> ImageSource:
         """Pictures as they were found."""
         return cls(
             pictures.read,
@@ -70,6 +76,7 @@ class ImageSource:
             origin=origin,
             empty=pictures.empty,
             stand_in=stand_in,
+            encoded=pictures.encoded,
         )
 
     def __len__(self) -> int:
@@ -80,18 +87,19 @@ class ImageSource:
         return max(len(self.class_names), int(self.labels.max()) + 1)
 
     def batch(self, rows: Sequence[int] | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """uint8 ``(B, 3, size, size)``. With a generator crops are random, otherwise central."""
+        """uint8 ``(B, 3, height, width)``. With a generator crops are random, otherwise central."""
         rows = torch.as_tensor(rows)
         if self.cache is not None:
             return self.cache[rows]
         places = (
             torch.rand(len(rows), 2, generator=generator) if generator else torch.full((len(rows), 2), 0.5)
         )
+        size = height_width(self.size)
         with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
             return torch.stack(
                 list(
                     pool.map(
-                        lambda r, p: training_crop(self._readable(int(r)), self.size, p),
+                        lambda r, p: training_crop(self._readable(int(r)), size, p),
                         rows,
                         places.tolist(),
                     )
@@ -118,7 +126,14 @@ class ImageSource:
         """Only these rows, in this order."""
         picked = rows.tolist()
         cache = None if self.cache is None else self.cache[rows]
-        return replace(self, read=lambda row: self.read(picked[row]), labels=self.labels[rows], cache=cache)
+        whole = self.encoded
+        return replace(
+            self,
+            read=lambda row: self.read(picked[row]),
+            labels=self.labels[rows],
+            cache=cache,
+            encoded=None if whole is None else lambda row: whole(picked[row]),
+        )
 
     def with_classes(self, names: Sequence[str]) -> ImageSource:
         """The same pictures with class numbers from another list of names.
@@ -138,12 +153,13 @@ class ImageSource:
 
     def with_cache(self) -> ImageSource:
         """Itself with every picture decoded, if they all have the target size and fit in memory."""
-        if len(self) * 3 * self.size**2 > CACHE_BYTES or self._readable(0).size != (self.size, self.size):
+        h, w = height_width(self.size)
+        if len(self) * 3 * h * w > CACHE_BYTES or self._readable(0).size != (w, h):
             return self
-        cache = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+        cache = torch.empty(len(self), 3, h, w, dtype=torch.uint8)
         for row in range(len(self)):
             image = self._readable(row)
-            if image.size != (self.size, self.size):
+            if image.size != (w, h):
                 return self
             cache[row] = pixels_of(image)
         return replace(self, cache=cache)
@@ -157,15 +173,15 @@ def to_float(images: Tensor) -> Tensor:
 def open_images(
     source: str | Path,
     *,
-    size: int,
+    size: Size,
     split: str | None = None,
     labels: bool = True,
     check: Check | None = None,
     skip_broken: bool = False,
 ) -> ImageSource:
-    """Open whatever :func:`~nextscale.data.opening.open_pictures` opens, as squares of one size.
+    """Open whatever :func:`~nextscale.data.opening.open_pictures` opens, as pictures of one size.
 
-    size: pixels per side of the pictures wanted.
+    size: pixels per side of the pictures wanted, or ``(height, width)``.
     split: for a ``datasets`` id its split (default ``train``); for a folder, a sub-folder or the beginning of
         the parquet files' names.
     labels: find the class of every picture. check: look at all pictures first; ``"headers"`` at what they
@@ -204,7 +220,7 @@ def checked(pictures: Pictures, origin: str, check: Check, *, skip_broken: bool 
 def open_splits(
     data: str | Path,
     *,
-    size: int,
+    size: Size,
     held_out: str | Path | None = None,
     labels: bool = True,
     check: Check | None = None,
@@ -274,7 +290,10 @@ def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[
     """
     per_epoch = count // batch_size
     if per_epoch == 0:
-        raise DataError(f"the data has {count} pictures, fewer than one batch of {batch_size}")
+        raise DataError(
+            f"the data has {count} pictures, fewer than one batch of {batch_size}; use a smaller "
+            f"{named('batch_size')}"
+        )
     epoch, skip = divmod(start, per_epoch)
     while True:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.sampling.processes import Processes
+from nextscale.training.wording import named
 
 Loss = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 
@@ -38,7 +39,7 @@ class Team:
         if batch_size < parts:
             raise InvalidArgumentError(
                 f"a batch of {batch_size} cannot be cut into {parts} parts ({self.processes.count} "
-                f"processes, {self.accumulate} each); use a larger --batch-size"
+                f"processes, {self.accumulate} each); use a larger {named('batch_size')}"
             )
 
     def begin(self, step: int) -> None:
