@@ -123,7 +123,7 @@ def test_the_strip_begins_without_guidance_and_holds_the_current_strength(
     found = {name: [i.tobytes() for i in images] for name, _, images in visit.strip}
     assert found["β 0"] == [i.tobytes() for i in visit.shown.plain.images]
     assert found["β 0.35"] == [i.tobytes() for i in visit.shown.guided.images]
-    assert 'data-beta="0.35" aria-pressed="true"' in last["strip"] and steps
+    assert 'data-beta="0.35" title="β 0.35" aria-pressed="true"' in last["strip"] and steps
     assert "ssg=1.5" in desk.take_strength(visit, "1.5")["job"]
 
     arrive(desk, visit, model, "&label=ship&count=1&seed=3&ssg=0,0.1,0.2,0.3,0.4,0.5")

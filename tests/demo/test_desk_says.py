@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nextscale.demo.desk import Desk, View
 from nextscale.demo.models import Shelf
 from nextscale.demo.visits import Visit
 from nextscale.errors import InvalidArgumentError
-from nextscale.generation.noise import VERSION
+from nextscale.generation.version import VERSION
 
 
 @pytest.fixture
@@ -28,9 +29,9 @@ def values_of(changes: dict[str, Any]) -> dict[str, Any]:
     return {name: changes[name]["value"] for name in NAMES}
 
 
-def draw(desk: Desk, visit: Visit, *, frames: bool = True) -> dict[str, Any]:
+def draw(desk: Desk, visit: Visit) -> dict[str, Any]:
     changes: dict[str, Any] = {}
-    for news in desk.draw(visit, visit.job, frames, View()):
+    for news in desk.draw(visit, visit.job, True, View()):
         changes |= news
     return changes
 
@@ -50,28 +51,26 @@ def save(desk: Desk, visit: Visit, folder: Path, **changes: Any) -> Path:
     return file
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
+@pytest.mark.parametrize("live", [True, False])
+def test_a_wrong_value_that_is_mended_clears_its_message(desk: Desk, visit: Visit, model: Path, live: bool):
+    values, said = drawn(desk, visit, model)
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"seed": "seven"}, "seed is a whole number"),
-        ({"seed": "7 3"}, "2 seeds for 1 picture|seeds"),
+        ({"seed": "7 3"}, "2 seeds for 1 images"),
         ({"classes": []}, "nothing to draw; give a class"),
         ({"classes": ["ship", "unicorn"]}, "unknown class 'unicorn'"),
         ({"temperature": 0}, "temperature is a number"),
         ({"count": 99}, "count is a whole number"),
         ({"top_p": "a"}, "top-p is a number"),
         ({"beta": {"beta": "", "schedule": "constant"}}, "ssg is a number"),
-    ],
-)
-@pytest.mark.parametrize("live", [True, False])
-def test_a_wrong_value_that_is_mended_clears_its_message(
-    desk: Desk, visit: Visit, model: Path, wrong: dict[str, Any], message: str, live: bool
-):
-    values, said = drawn(desk, visit, model)
-    with pytest.raises(InvalidArgumentError, match=message):
-        desk.change(visit, {**values, **wrong}, draw=live)
-    assert desk.change(visit, values, draw=live) == {"status": said, "problem": ""}  # as it was
-    other = desk.change(visit, {**values, "seed": "4"}, draw=live)  # or something else that can be drawn
+    ]
+    for change, message in wrong:
+        with pytest.raises(InvalidArgumentError, match=message):
+            desk.change(visit, {**values, **change}, draw=live)
+        assert desk.change(visit, values, draw=live) == {"status": said, "problem": ""}  # as it was
+    with pytest.raises(InvalidArgumentError, match="seed is a whole number"):
+        desk.change(visit, {**values, "seed": "x"}, draw=live)
+    other = desk.change(visit, {**values, "seed": "4"}, draw=live)  # something else that can be drawn
     assert other["problem"] == "" and ("job" in other) is live
 
 
@@ -137,6 +136,15 @@ def test_classes_that_are_typed_removed_or_cleared_draw_or_say_why(desk: Desk, v
 # ------------------------------------------------------------------ whose turn it is
 
 
+def at_once(news: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """What the page shows in the end, of what has to wait for nobody."""
+    changes: dict[str, Any] = {}
+    for one in news:
+        assert "before it" not in one.get("status", "")
+        changes |= one
+    return changes
+
+
 def test_who_asks_for_kept_pictures_does_not_wait(desk: Desk, visit: Visit, model: Path):
     drawn(desk, visit, model)
     list(desk.draw_strip(visit))
@@ -144,12 +152,11 @@ def test_who_asks_for_kept_pictures_does_not_wait(desk: Desk, visit: Visit, mode
     with desk.studio.line.place() as place:  # somebody is drawing
         assert list(place.wait(threading.Event())) == []
         desk.arrive(other, f"?model={model}&label=ship&count=1&seed=3&ssg=0.5")
-        answer = draw(desk, other)
+        answer = at_once(desk.draw(other, other.job, True, View()))
         assert "as drawn before" in answer["status"] and other.shown is not None
-        *_, last = desk.draw_strip(other)
-        assert "The strip is drawn" in last["status"]
-        assert "job" in desk.take_strength(other, "1.5")  # which the strip has drawn, but without every scale
-        assert "1 picture" in draw(desk, other, frames=False)["status"]
+        assert "The strip is drawn" in at_once(desk.draw_strip(other))["status"]
+        desk.take_strength(other, "1.5")  # which the strip has drawn, if not every scale of it
+        assert "as drawn before" in at_once(desk.draw(other, other.job, False, View()))["status"]
 
         desk.arrive(other, f"?model={model}&label=ship&count=1&seed=4&ssg=0.5")  # which nobody has drawn
         waits = desk.draw(other, other.job, True, View())

@@ -60,11 +60,11 @@ def test_every_text_stands_out_in_both_themes_and_words_are_explained(visit: Cal
             words
         )
         assert page.locator(f"[data-help={name}]").get_attribute("aria-expanded") == "true"
+    page.add_style_tag(content="* { transition: none !important }")  # colours would change by and by
     for tab in ("Side by side", "Difference", "Slider"):
         page.get_by_role("tab", name=tab).click()
         for dark in (False, True):
             page.evaluate("(dark) => document.body.classList.toggle('dark', dark)", dark)
-            page.wait_for_timeout(300)  # colours change by and by
             found = page.evaluate(f"({CONTRAST})(4.5)")
             assert found["poor"] == [], (tab, "dark" if dark else "light")
             assert found["count"] > 150
@@ -95,13 +95,11 @@ def test_small_screens_and_fingers(visit: Callable[..., Any]):
     assert python["y"] + python["height"] <= command["y"]  # one under the other, and both whole
     assert python["width"] == command["width"] > 330 and python["x"] == command["x"]
 
-    before = page.evaluate("scrollY"), curve(page)
-    swipe(page, "#ns-beta .ns-steps", 0, -300)
-    assert page.evaluate("scrollY") > before[0] + 150 and curve(page) == before[1]
-    page.evaluate("scrollTo(0, 0)")
+    before = curve(page)
+    assert swipe(page, "#ns-beta .ns-steps", 0, -300) > 150 and curve(page) == before
     strength = page.get_by_label("β, the strength of SSG")
-    swipe(page, "#ns-beta .ns-strength input[type=range]", 0, -200)
-    assert page.evaluate("scrollY") > 100 and float(strength.input_value()) == 0.6
+    assert swipe(page, "#ns-beta .ns-strength input[type=range]", 0, -200) > 100
+    assert float(strength.input_value()) == 0.6
 
     draw_curve(page)
     page.wait_for_function("new URLSearchParams(location.search).get('ssg')?.includes(',')")
@@ -128,9 +126,10 @@ def curve(page: Any) -> list[float]:
     return [float(i.input_value()) for i in page.locator("#ns-beta .ns-steps input").all()]
 
 
-def swipe(page: Any, selector: str, dx: int, dy: int) -> None:
-    """As a finger does it, so that the browser decides whether that scrolls."""
+def swipe(page: Any, selector: str, dx: int, dy: int) -> float:
+    """As a finger does it, so that the browser decides whether that scrolls; how far it has."""
     page.locator(selector).scroll_into_view_if_needed()
+    before = page.evaluate("scrollY")
     box = page.locator(selector).bounding_box()
     page.context.new_cdp_session(page).send(
         "Input.synthesizeScrollGesture",
@@ -143,6 +142,7 @@ def swipe(page: Any, selector: str, dx: int, dy: int) -> None:
             "speed": 1200,
         },
     )
+    return page.evaluate("scrollY") - before
 
 
 def draw_curve(page: Any) -> None:

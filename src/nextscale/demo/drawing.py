@@ -149,9 +149,11 @@ class Studio:
 
 
 def _key(model: Model, settings: Settings, ssg: ScaledSpatialGuidance | None) -> Any:
-    """What the pictures depend on."""
-    if ssg is None:  # not on how strong guidance would be
-        settings = settings.changed(ssg=0.0, ssg_schedule="constant")
+    """What the pictures depend on: on the strength that draws them, and not on that of the page.
+
+    The rest of what shapes it stays, since the statistics are computed with that where there is no strength.
+    """
+    settings = settings.changed(ssg=0.0, ssg_schedule="constant")
     return model.offer.name, settings.to_query("of"), ssg and repr(ssg)
 
 

@@ -94,7 +94,7 @@ const stepMoved = (index, value, done) => {
 
 // Points are moved by a mouse that presses and drags, by a tap, and by a finger that moves sideways, which draws
 // the curve. A finger that moves up or down scrolls the page: the style sheet leaves that to the browser.
-let held = null; // of the pointer that is down: {x, index, drawing}
+let held = null; // of the pointer that is down: {x, y, index, mouse, drawing}
 const at = (event) => {
   const inputs = [...steps.querySelectorAll("input")];
   const box = steps.getBoundingClientRect();
@@ -111,7 +111,7 @@ const move = (index, event, done) => {
 steps.addEventListener("pointerdown", (event) => {
   if (event.button !== 0 || !event.isPrimary) return;
   const mouse = event.pointerType === "mouse";
-  held = {x: event.clientX, index: at(event), mouse, drawing: mouse};
+  held = {x: event.clientX, y: event.clientY, index: at(event), mouse, drawing: mouse};
   if (!mouse) return;
   event.preventDefault(); // no selecting of text
   steps.setPointerCapture(event.pointerId);
@@ -124,11 +124,13 @@ steps.addEventListener("pointermove", (event) => {
     held.drawing = true;
     steps.setPointerCapture(event.pointerId);
   }
+  if (!held.drawing && Math.abs(event.clientY - held.y) > 8) return (held = null); // up or down: that scrolls
   if (held.drawing) move(held.mouse ? held.index : at(event), event, false);
 });
 steps.addEventListener("pointerup", (event) => {
   if (!held) return;
-  move(held.mouse ? held.index : at(event), event, true);
+  const still = Math.abs(event.clientX - held.x) <= 8 && Math.abs(event.clientY - held.y) <= 8; // a tap
+  if (held.drawing || still) move(held.mouse ? held.index : at(event), event, true);
   held = null;
 });
 steps.addEventListener("pointercancel", () => {
