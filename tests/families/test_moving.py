@@ -144,9 +144,14 @@ def test_buffers_come_back_too():
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     kept = dict(module.named_parameters())
-    with pytest.raises(MemoryError), restored_on_failure([module]):
-        module.to("meta")
-        raise MemoryError
+
+    def fail() -> None:
+        with restored_on_failure([module]):
+            module.to("meta")
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fail()
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert all(kept[name] is parameter for name, parameter in module.named_parameters())
     with restored_on_failure([module]):
