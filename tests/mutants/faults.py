@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.mutants import drawing, measuring
+from tests.mutants import drawing, keeping, measuring
 
-FAULTS = (*measuring.FAULTS, *drawing.FAULTS)
+FAULTS = (*measuring.FAULTS, *drawing.FAULTS, *keeping.FAULTS)
