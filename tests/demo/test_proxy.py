@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import socketserver
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_models_in_folders_go_by_their_last_names(tmp_path: Path):
 
 
 class Relay(socketserver.BaseRequestHandler):
-    """One connection: what is below the path goes on to the page, with the path or without; else 404."""
+    """One connection: what is below the path goes on to the page, with the path or without it."""
 
     def handle(self) -> None:
         server: Any = self.server
@@ -68,7 +69,7 @@ class Relay(socketserver.BaseRequestHandler):
         method, target, version = line.split(b" ")
         if not target.startswith(server.path + b"/"):
             server.strays.append(target.decode())
-            self.request.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            self.request.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
             return
         target = target.removeprefix(server.path) if server.strips else target
         fields, _, body = rest.partition(b"\r\n\r\n")
@@ -145,7 +146,12 @@ def test_the_page_works_under_the_path_of_a_proxy(
             page.goto(link)
             page.wait_for_selector("#ns-film img")
             assert page.get_attribute("#ns-slider img.ns-b", "src") == shown
-            assert len(one.asked) > 10 and proxy.strays == []
+            icon = page.evaluate("document.querySelector('link[rel=icon]').href")
+            assert icon == f"{home}/favicon.ico"
+            with urllib.request.urlopen(icon, timeout=30) as answer:
+                assert b"<svg" in answer.read()
+            # Before the page says where its icon is, a browser looks at the root.
+            assert len(one.asked) > 10 and set(proxy.strays) <= {"/favicon.ico"}
             page.context.close()
     assert "Traceback" not in proxied.said()
 

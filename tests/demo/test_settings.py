@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextscale.demo import bounds
-from nextscale.demo.settings import BUDGETS, NORMS, PRIORS, RATIOS, SAMPLERS, Settings
+from nextscale.demo.settings import BUDGETS, NORMS, PRIORS, RATIOS, SAMPLERS, SHAPE, Settings
 from nextscale.errors import InvalidArgumentError
 from nextscale.families.infinity import schedules as infinity
 from nextscale.guidance.prior import spatial_prior
@@ -141,7 +141,7 @@ def test_lists_of_choices_are_those_of_the_library():
     sizes = {infinity.schedule_for(ratio, budget) for ratio in RATIOS for budget in BUDGETS}
     assert len(sizes) == len(RATIOS) * len(BUDGETS)
     usual = ScaledSpatialGuidance(1.0)
-    plain = {f.name: f.default for f in fields(Settings)}
-    assert (plain["ssg_schedule"], plain["prior"], plain["norm"], plain["remember"]) == (
-        usual.schedule, usual.prior, usual.norm, usual.remember,
-    )  # fmt: skip
+    shaped = {"ssg_schedule": usual.schedule, "prior": usual.prior, "norm": usual.norm}
+    assert {**shaped, "remember": usual.remember} == SHAPE == Settings("m", ssg=(1.0,)).shape
+    open_ = {field.name for field in fields(Settings) if field.default is None}
+    assert set(SHAPE) < open_  # without a strength they are the model's own

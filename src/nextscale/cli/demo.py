@@ -151,7 +151,7 @@ def read_root_path(text: str) -> str:
 
     Raises InvalidArgumentError for what is no path.
     """
-    path = text.strip().strip("/")
+    path = text.strip().removeprefix("/").removesuffix("/")
     parts = path.split("/") if path else []
     if not text.strip() or not all(re.fullmatch(r"[\w~+-][\w.~+-]*", part, re.ASCII) for part in parts):
         raise InvalidArgumentError(

@@ -128,7 +128,8 @@ def _launch(blocks: Any, host: str, port: int | None, root_path: str | None, fol
             favicon_path=str(icon),
             theme=theme(),
             css=asset("page.css"),
-            head=f"<script>{asset('page.js')}</script>",
+            # The icon by a name that holds under a proxy's path, too.
+            head=f"<link rel='icon' href='favicon.ico'><script>{asset('page.js')}</script>",
         )
     except OSError as problem:
         raise InvalidArgumentError(f"cannot serve at {host}, port {port or PORT}: {problem}") from None
