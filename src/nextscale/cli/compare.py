@@ -102,6 +102,7 @@ def compare(
     arms = list(dict.fromkeys(request.with_model_default(job.pipe, arm) for arm in arms))
     usual = SMALL_COUNT if max(job.pipe.image_size) <= SMALL else LARGE_COUNT
     wanted = job.choose(typed, how_many, default_seed=0, default_count=usual)
+    job.check_size(len(wanted), files.zoom or setup.stored_layout(len(wanted)).get("zoom"), len(arms))
     outs = _draw_arms(job, wanted, arms)
     settings = job.settings(outs[0])
     del settings["ssg"]

@@ -104,10 +104,11 @@ def generate(
         guidance = spatial.build(ssg, setup.stored.get("ssg"))
         job = setup.load(given, model.device, model.dtype)
     guidance = request.with_model_default(job.pipe, guidance)
-    if job.subjects.key in setup.stored.get("batch", {}) and not (typed or how_many.given()):
+    if setup.stored.get("batch") and not (typed or how_many.given()):
         settings, images = _draw_again(job, guidance)
     else:
         wanted = job.choose(typed, how_many)
+        job.check_size(len(wanted), files.zoom or setup.stored_layout(len(wanted)).get("zoom"))
         out = _draw(job, wanted, guidance, len(wanted))
         settings, images = job.settings(out), out.images
     old = setup.stored_layout(len(images))

@@ -9,6 +9,7 @@ from typing import Any
 
 from nextscale.cli import options
 from nextscale.cli.allocator import keep_freed_memory
+from nextscale.cli.checks import MAX_SIDE
 from nextscale.cli.options import DEPTHS, VARIANTS, flag, read_whole_numbers
 from nextscale.errors import InvalidArgumentError
 
@@ -154,7 +155,7 @@ class ModelChoice:
         """Keywords for ``from_official`` or ``from_pretrained``: what was given."""
         wanted = {word: getattr(self, field) for word, field in _FIELDS.items()}
         if self.patch_nums is not None:
-            wanted["patch_nums"] = read_whole_numbers(self.patch_nums, "--patch-nums")
+            wanted["patch_nums"] = read_whole_numbers(self.patch_nums, "--patch-nums", MAX_SIDE)
         if self.system_prompt is not None:
             wanted["system_prompt"] = Path(self.system_prompt)
         return {word: value for word, value in wanted.items() if value is not None}

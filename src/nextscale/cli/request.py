@@ -9,7 +9,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 from nextscale.cli import options
-from nextscale.cli.options import flag, read_numbers, read_whole_numbers
+from nextscale.cli.checks import MAX_PICTURES, shown
+from nextscale.cli.options import flag, read_numbers, read_seeds
 from nextscale.cli.subjects import Subjects, Typed, shorten
 from nextscale.errors import InvalidArgumentError
 
@@ -141,6 +142,13 @@ def schedule_of(pipe: Any, arguments: Mapping[str, Any]) -> ScaleSchedule:
     return cast("ScaleSchedule", choose(**{k: v for k, v in arguments.items() if k in SIZE}))
 
 
+def size_of(pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    """``(height, width)`` in pixels of the pictures of a call."""
+    choose = getattr(pipe, "size_of", None)
+    size = pipe.image_size if choose is None else choose(schedule_of(pipe, arguments))
+    return cast("tuple[int, int]", size)
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Which pictures to make: what each shows, and its seed."""
@@ -180,9 +188,10 @@ def choose_pictures(
     elif not chosen:
         chosen = subjects.default()
     repeat = count if count is not None else 1 if before and not typed else default_count
+    check_sheet(repeat * len(chosen))
     wanted = [subject for subject in chosen for _ in range(repeat)]
     if seed is not None:
-        numbers = read_whole_numbers(seed, "--seed")
+        numbers = read_seeds(seed)
         seeds = resolve_seeds(numbers if len(numbers) > 1 else numbers[0], len(wanted))
     elif stored.get("seeds"):
         old = stored["seeds"]
@@ -190,6 +199,15 @@ def choose_pictures(
     else:
         seeds = resolve_seeds(default_seed, len(wanted))
     return Pictures(wanted, seeds)
+
+
+def check_sheet(count: int) -> None:
+    """Raises InvalidArgumentError for more pictures than one file holds."""
+    if count > MAX_PICTURES:
+        raise InvalidArgumentError(
+            f"{shown(count)} pictures are more than the {MAX_PICTURES:,} of one sheet; with --out DIR, "
+            f"nextscale generate makes any number, in shards"
+        )
 
 
 def default_batch(pipe: Any) -> int:

@@ -99,6 +99,12 @@ class Job:
             self.subjects, typed, how_many.count, how_many.seed, stored, **defaults
         )
 
+    def check_size(self, count: int, zoom: int | None, blocks: int = 1) -> None:
+        """Raises InvalidArgumentError for more pictures than a file should hold, before they are drawn."""
+        h, w = request.size_of(self.pipe, self.arguments)
+        side = zoom or pictures.auto_zoom((w, h))
+        pictures.check_size(h * w * side * side * count * blocks, count * blocks)
+
     def tokens(self, count: int) -> int:
         """How many tokens make that many pictures, for progress."""
         return count * request.schedule_of(self.pipe, self.arguments).num_tokens
@@ -146,6 +152,9 @@ def prepare(
     """Check what can be checked at once; raises InvalidArgumentError before anything slow is done."""
     numbers = {"--count": how_many.count, "--batch-size": how_many.batch_size, "--zoom": files.zoom}
     options.require_positive(numbers)
+    request.check_sheet(how_many.count or 1)
+    if how_many.seed is not None:
+        options.read_seeds(how_many.seed)
     given = model.choice()
     target = output or pictures.free_name(default_name)
     pictures.check_target(target)

@@ -183,6 +183,9 @@ class Prompts:
         texts = [*typed.words, *typed.prompts]
         if not all(text.strip() for text in texts):
             raise InvalidArgumentError("a prompt is empty; write what to draw")
+        for text in texts:
+            if not is_text(text):
+                raise InvalidArgumentError(f"the prompt {text!r} is no UTF-8 text")
         return texts
 
     def default(self) -> list[str]:
@@ -258,6 +261,15 @@ def are_subjects(key: str, values: Any) -> bool:
     """Whether stored values can be what pictures show: at least one, class numbers or texts."""
     kind = int if key == Labels.key else str
     return bool(values) and isinstance(values, list) and all(type(v) is kind for v in values)
+
+
+def is_text(text: str) -> bool:
+    """Whether every character can be written; what the system passes on of bytes that are no text cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shorten(text: str, length: int = NAME_LENGTH) -> str:

@@ -84,11 +84,7 @@ class RunPlan:
             if getattr(self, name) not in known:
                 what, value = name.replace("_", " "), reprlib.repr(getattr(self, name))
                 raise InvalidArgumentError(f"unknown {what} {value}; known: {', '.join(known)}")
-        if self.shards > MAX_SHARDS:
-            raise InvalidArgumentError(
-                f"{self.count:,} pictures in shards of {self.shard_size} are {self.shards:,} files; make the "
-                f"shards larger, so that there are at most {MAX_SHARDS:,}"
-            )
+        check_shards(self.count, self.shard_size)
 
     @property
     def shards(self) -> int:
@@ -135,6 +131,16 @@ class RunPlan:
         if not whole:
             raise InvalidArgumentError("it is damaged, or was edited: its hash does not fit")
         return plan
+
+
+def check_shards(count: int, shard_size: int) -> None:
+    """Raises InvalidArgumentError for a run of more files than a folder should hold."""
+    shards = -(-count // shard_size)
+    if shards > MAX_SHARDS:
+        raise InvalidArgumentError(
+            f"{count:,} pictures in shards of {shard_size} are {shards:,} files; make the shards larger, so "
+            f"that there are at most {MAX_SHARDS:,}"
+        )
 
 
 def _require_whole(name: str, value: Any, least: int) -> None:
