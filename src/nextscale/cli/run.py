@@ -34,7 +34,9 @@ MANY = 1000  # pictures from which on a word about idle cores is worth a line
 ENCODED_AT_ONCE = 2000  # prompts; of more, the features would not fit beside the model
 
 # What a pipeline reports of its settings that does not decide a picture, or stands elsewhere in a manifest.
-_NOT_SAMPLING = ("nextscale", "family", "model", "labels", "prompts", "seeds", "given_tokens", "tile")
+_NOT_SAMPLING = (
+    *("nextscale", "family", "model", "weights", "labels", "prompts", "seeds", "given_tokens", "tile"),
+)
 
 
 def _option(*names: str, metavar: str, help: str) -> Any:

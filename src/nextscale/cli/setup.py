@@ -53,7 +53,7 @@ class Setup:
     """What is known before a model is loaded.
 
     target: the picture to write. separate: the folder for single files, if any.
-    stored: the settings in the picture of ``--from``; empty without.
+    earlier: the picture of ``--from``. stored: the settings in it; empty without.
     batch_size: given or stored; ``None`` is the pipeline's own.
     """
 
@@ -63,13 +63,32 @@ class Setup:
     stored: Mapping[str, Any]
     choice: ModelChoice
     batch_size: int | None
+    earlier: Path | None = None
 
     def load(self, given: Mapping[str, Any], device: str | None, dtype: str | None) -> Job:
         """Load the model, and check what was given of its call's arguments against it."""
         pipe = self.choice.load(device, dtype or self.stored.get("dtype"))
+        self._compare_weights(pipe)
         arguments = request.call_arguments(pipe, given, self.stored)
         batch_size = self.batch_size or request.default_batch(pipe)
         return Job(self, pipe, subjects_of(pipe), arguments, batch_size)
+
+    def _compare_weights(self, pipe: Any) -> None:
+        """Say so if the earlier picture was drawn by other weights under the same name."""
+        drew = self.stored.get("weights")
+        if drew is None:
+            return
+        dtype = str(pipe.dtype).removeprefix("torch.")
+        if dtype != self.stored.get("dtype"):
+            note(
+                f"note: {self.earlier} was drawn in {self.stored.get('dtype')}, so it cannot be told whether "
+                f"the weights of {self.choice} are those that drew it"
+            )
+        elif pipe.weights_digest() != drew:
+            note(
+                f"note: the weights of {self.choice} are others than those that drew {self.earlier}, so the "
+                f"pictures will differ from it"
+            )
 
     def stored_layout(self, count: int) -> Mapping[str, Any]:
         """Columns and zoom of the earlier picture, as far as they fit this number of pictures."""
@@ -163,7 +182,7 @@ def prepare(
     stored = _read(files.from_, command) if files.from_ is not None else {}
     choice = given.over(ModelChoice.stored(stored.get("source", {})))
     batch = how_many.batch_size or stored.get("batch_size")
-    return Setup(command, target, files.separate, stored, choice, batch)
+    return Setup(command, target, files.separate, stored, choice, batch, files.from_)
 
 
 def _read(path: Path, command: str) -> dict[str, Any]:

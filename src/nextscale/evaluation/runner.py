@@ -27,7 +27,9 @@ from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.weights.digest import pipeline_digest, text_digest
 
 # What a pipeline reports of its settings that is no setting: it stands elsewhere in a protocol, or nowhere.
-_NOT_SAMPLING = ("nextscale", "family", "model", "labels", "prompts", "seeds", "given_tokens", "tile")
+_NOT_SAMPLING = (
+    *("nextscale", "family", "model", "weights", "labels", "prompts", "seeds", "given_tokens", "tile"),
+)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_prompts
 from nextscale.generation.tokens import Filters
 from nextscale.scales import ScaleSchedule
+from nextscale.weights.digest import quick_digest, state_of
 
 
 class Pipeline:
@@ -17,6 +18,20 @@ class Pipeline:
 
     transformer: Any
     defaults: dict[str, Any]
+    _digest: tuple[Any, str] = (None, "")
+
+    def weights_digest(self) -> str:
+        """Name the weights by a SHA-256 in hexadecimal, which a picture's settings hold.
+
+        See :func:`~nextscale.weights.digest.quick_digest`. It is computed when it is first needed, and again
+        after weights were changed; what is written through ``.data`` goes unseen. The text encoder's are not
+        in it.
+        """
+        modules = {name: part for name, part in vars(self).items() if isinstance(part, nn.Module)}
+        state = state_of(modules)
+        if self._digest[0] != state:
+            self._digest = state, quick_digest(modules)
+        return self._digest[1]
 
     @property
     def device(self) -> torch.device:

@@ -280,6 +280,7 @@ class HARTPipeline(TextPipeline):
         settings = call_settings(
             family=FAMILY,
             model=self.name,
+            weights=self.weights_digest(),
             prompts=texts,
             system_prompt_sha256=self._system_prompt_digest() if texts else None,
             seeds=seeds,

@@ -328,6 +328,7 @@ class InfinityPipeline(TextPipeline):
         settings = call_settings(
             family=FAMILY,
             model=self.name,
+            weights=self.weights_digest(),
             prompts=texts,
             negative_prompt=unwanted,
             schedule=[list(g) for g in grids],

@@ -227,6 +227,7 @@ class VARPipeline(Pipeline):
             "nextscale": __version__,
             "family": FAMILY,
             "model": self.name,
+            "weights": self.weights_digest(),
             "labels": [-1 if n == self.transformer.null_label else n for n in numbers],
             "seeds": seeds,
             "guidance_scale": cfg.to_dict(),
