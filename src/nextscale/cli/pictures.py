@@ -15,6 +15,7 @@ from nextscale.cli.stored import CHUNK
 from nextscale.cli.stored import read_settings as read_settings  # the page takes this module as its files
 from nextscale.cli.subjects import stored_key
 from nextscale.errors import InvalidArgumentError
+from nextscale.whole import plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -71,7 +72,7 @@ def save_png(image: Image, path: Path, settings: Mapping[str, Any]) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
-    text.add_text(CHUNK, json.dumps(settings))
+    text.add_text(CHUNK, json.dumps(settings, default=plain))
     partial = path.with_name(f".{path.name}.partial")
     try:
         image.save(partial, format="PNG", pnginfo=text)

@@ -59,7 +59,8 @@ class TextPipeline(Pipeline):
     def encode_prompts(self, prompts: Prompts) -> TextFeatures:
         """Features of prompts, to be passed instead of them; after that, ``text_encoder.release()`` frees the
         encoder's memory."""
-        return encode_prompts(prompts, self.text_encoder)[1]
+        length = getattr(self.transformer.config, "text_length", None)
+        return encode_prompts(prompts, self.text_encoder, length=length)[1]
 
     def _decode(self, latent: Tensor, **options: Any) -> Tensor:
         """One picture at a time: a decoder takes much memory, and gains nothing from batches this large."""

@@ -22,6 +22,7 @@ from nextscale.guidance.schedules import StrengthLike
 from nextscale.guidance.ssg import DEFAULT_BETA, ScaledSpatialGuidance, as_ssg
 from nextscale.kernels import constant_weights
 from nextscale.scales import Grid
+from nextscale.whole import as_whole
 
 OutputType = Literal["pil", "pt", "np"]
 SEED_LIMIT = 2**32  # torch's CPU generator looks at no more bits
@@ -177,9 +178,10 @@ def given_maps(maps: Sequence[Tensor], grids: Sequence[Grid], count: int) -> lis
 
 def spans(count: int, batch_size: int) -> Iterator[slice]:
     """Consecutive slices of at most ``batch_size``."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    size = as_whole(batch_size)
+    if size is None or size < 1:
         raise InvalidArgumentError(f"batch_size must be a positive whole number, got {batch_size!r}")
-    yield from (slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size))
+    yield from (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
 class Drawn(NamedTuple):

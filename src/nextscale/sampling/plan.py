@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from nextscale.errors import InvalidArgumentError
 from nextscale.generation.request import SEED_LIMIT
 from nextscale.weights.digest import text_digest
+from nextscale.whole import as_whole
 
 Format = Literal["tar", "parquet", "folder", "npz"]
 ImageFormat = Literal["png", "webp"]
@@ -73,9 +74,9 @@ class RunPlan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))
         object.__setattr__(self, "arithmetic", tuple(self.arithmetic))
-        for name in ("count", "subjects", "shard_size", "group"):
-            _require_whole(name, getattr(self, name), 1)
-        _require_whole("seed", self.seed, 0)
+        for name in ("count", "subjects", "shard_size", "group", "seed"):
+            least = 0 if name == "seed" else 1
+            object.__setattr__(self, name, _require_whole(name, getattr(self, name), least))
         if self.seed + self.count > SEED_LIMIT:
             raise InvalidArgumentError(
                 f"seeds are from 0 up to 2^32, and {self.count:,} of them from {self.seed} go beyond"
@@ -143,11 +144,13 @@ def check_shards(count: int, shard_size: int) -> None:
         )
 
 
-def _require_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def _require_whole(name: str, value: Any, least: int) -> int:
+    number = as_whole(value)
+    if number is None or number < least:
         raise InvalidArgumentError(
             f"{name.replace('_', ' ')} must be at least {least}, got {reprlib.repr(value)}"
         )
+    return number
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str) -> Any:

@@ -24,6 +24,7 @@ from nextscale.errors import CheckpointError, ModelNotFoundError
 from nextscale.nn.placement import Placement
 from nextscale.weights.files import Module, build, check_shapes, read_json, read_weights
 from nextscale.weights.hub import is_repo_id
+from nextscale.whole import plain
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -166,7 +167,7 @@ def _check_counts(config: Mapping[str, Any], tensors: int, path: Path) -> None:
 def write_json(value: Mapping[str, Any], path: Path) -> None:
     """Write JSON whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(value, indent=2, default=plain) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -34,6 +34,7 @@ from nextscale.weights.official import (
     require,
 )
 from nextscale.weights.residual_tokenizer import tokenizer_sizes
+from nextscale.whole import as_whole
 
 OFFICIAL_REPO = "mit-han-lab/hart-0.7b-1024px"
 TRANSFORMER_FOLDER = "llm"
@@ -182,7 +183,7 @@ def read_settings(weights: Path, part: str, given: Settings | None = None) -> di
 
 def _told(settings: Settings, kinds: Mapping[str, type], path: Path) -> dict[str, Any]:
     """Those of the settings that are there, compared with the kind each has to be of."""
-    told = {name: settings[name] for name in kinds if name in settings}
+    told = {name: _plain(settings[name]) for name in kinds if name in settings}
     for name, value in told.items():
         if not (isinstance(value, kinds[name]) or (kinds[name] is float and type(value) is int)):
             raise CheckpointError(
@@ -192,11 +193,17 @@ def _told(settings: Settings, kinds: Mapping[str, type], path: Path) -> dict[str
     return told
 
 
+def _plain(value: Any) -> Any:
+    """A number of numpy's, or of a tensor, as Python's; everything else as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+
+
 def _whole(settings: Settings, name: str, path: Path) -> int:
     value = settings.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    number = as_whole(value)
+    if number is None or number < 1:
         raise _unknown(name, "a positive whole number", value, path)
-    return value
+    return number
 
 
 def _unknown(name: str, kind: str, value: Any, path: Path) -> CheckpointError:

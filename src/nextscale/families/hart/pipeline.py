@@ -48,6 +48,7 @@ from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.nn.placement import place
 from nextscale.scales import ScaleSchedule
 from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
+from nextscale.whole import as_whole
 
 FAMILY = "hart"
 # What the published sampler and demo use. Its top-k is fixed: 600 before the scale of this index, then 300.
@@ -288,7 +289,7 @@ class HARTPipeline(TextPipeline):
             ssg=spatial,
             more_smooth=soft,
             residual=residual,
-            mask_iterations=mask_iterations,
+            mask_iterations=as_whole(mask_iterations),
             given_tokens=len(given),
             filters=filters,
             sampler=sampler,

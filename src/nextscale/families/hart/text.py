@@ -21,6 +21,7 @@ from torch import Tensor
 from nextscale.errors import InvalidArgumentError, warn
 from nextscale.families.text import TextFeatures
 from nextscale.families.text_models import PretrainedEncoder
+from nextscale.whole import as_whole
 
 PUBLISHED = "mit-han-lab/Qwen2-VL-1.5B-Instruct"
 PUBLISHED_WIDTH = 1536
@@ -60,11 +61,12 @@ class HARTTextEncoder(PretrainedEncoder):
         dtype: str | torch.dtype = "auto",
     ) -> None:
         super().__init__(name, device, dtype)
-        if isinstance(context_token, bool) or not isinstance(context_token, int) or context_token < 1:
+        length = as_whole(context_token)
+        if length is None or length < 1:
             raise InvalidArgumentError(
                 f"context_token must be a positive whole number, got {context_token!r}"
             )
-        self.context_token = context_token
+        self.context_token = length
         self.system_prompt = (
             None if system_prompt is None else read_system_prompt(system_prompt, verify=verify)
         )

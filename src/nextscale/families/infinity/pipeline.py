@@ -55,6 +55,7 @@ from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.nn.placement import place
 from nextscale.scales import Grid, ScaleSchedule
 from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
+from nextscale.whole import as_whole
 
 FAMILY = "infinity"
 # What the released models have in common; a release has its own guidance_scale, temperature and pixels.
@@ -290,9 +291,10 @@ class InfinityPipeline(TextPipeline):
         # A bit has two values, so any top_k from 2 on keeps both, as the official default of 900 does.
         filters = self._filters(grids, sys.maxsize, **drawn_from)
         guidance = GuidanceChain([cfg if ON_LOGITS in layers else None, spatial])
-        texts, features = encode_prompts(prompts, self.text_encoder)
+        length = self.transformer.config.text_length
+        texts, features = encode_prompts(prompts, self.text_encoder, length=length)
         seeds = resolve_seeds(seed, len(features))
-        unwanted, negative = encode_negative(negative_prompt, len(features), self.text_encoder)
+        unwanted, negative = encode_negative(negative_prompt, len(features), self.text_encoder, length=length)
         for part in (features, negative):
             if part is not None:
                 self.transformer.check_text(part)
@@ -338,8 +340,8 @@ class InfinityPipeline(TextPipeline):
             ssg=spatial,
             filters=filters,
             given_tokens=len(given),
-            stop_after=stop_after,
-            tile=tile,
+            stop_after=as_whole(stop_after),
+            tile=as_whole(tile),
             sampler=sampler,
             dtype=self.dtype,
         )

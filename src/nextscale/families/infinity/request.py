@@ -11,6 +11,7 @@ from nextscale.families.infinity.schedules import schedule_for, snap
 from nextscale.families.infinity.tokenizer import InfinityTokenizer
 from nextscale.generation.request import given_maps
 from nextscale.scales import Grid, ScaleSchedule
+from nextscale.whole import as_whole
 
 Grids = ScaleSchedule | Sequence[int | Grid]
 
@@ -71,10 +72,13 @@ def resolve_layers(given: int | Sequence[int], depth: int) -> tuple[int, ...]:
 
     Raises InvalidArgumentError for anything else; the official code's 1 is explained.
     """
-    layers = tuple(given) if isinstance(given, Sequence) else (given,)
-    for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int):
+    values = given.tolist() if hasattr(given, "tolist") else given
+    layers: list[int] = []
+    for value in values if isinstance(values, Sequence) else (values,):
+        layer = as_whole(value)
+        if layer is None:
             raise InvalidArgumentError(f"guidance_layer is a whole number or several, got {given!r}")
+        layers.append(layer)
         if layer == 1:
             raise InvalidArgumentError(
                 "guidance_layer 1 means guidance on probabilities in the official code, which announces it "
@@ -87,16 +91,17 @@ def resolve_layers(given: int | Sequence[int], depth: int) -> tuple[int, ...]:
             )
     if not layers:
         raise InvalidArgumentError("guidance_layer is empty; for no guidance use guidance_scale=1")
-    return layers
+    return tuple(layers)
 
 
 def resolve_steps(stop_after: int | None, schedule: ScaleSchedule) -> int:
     """How many scales are made. Raises InvalidArgumentError if that is not 1 to all of them."""
     if stop_after is None:
         return len(schedule)
-    if isinstance(stop_after, bool) or not isinstance(stop_after, int) or not 0 < stop_after <= len(schedule):
+    steps = as_whole(stop_after)
+    if steps is None or not 0 < steps <= len(schedule):
         raise InvalidArgumentError(f"stop_after must be 1 to {len(schedule)} scales, got {stop_after!r}")
-    return stop_after
+    return steps
 
 
 def given_bits(
