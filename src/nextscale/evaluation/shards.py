@@ -7,14 +7,12 @@ batches whether or not a run was interrupted, so an interrupted one ends with th
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nextscale.errors import DataError
@@ -22,6 +20,7 @@ from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.images import Advance, Images, unheard
 from nextscale.generation.request import spans
 from nextscale.sampling.claims import Claims
+from nextscale.weights.saving import save_tensors
 
 SHARD = 200  # pictures per file
 PIXELS = "images"
@@ -107,11 +106,7 @@ class Shards:
             seconds["features"] += time.perf_counter() - drawn
             advance(len(pixels))
         tensors = {key: torch.cat([p[key] for p in parts]).contiguous() for key in parts[0]}
-        path = self._path(index)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file(tensors, partial, metadata={k: repr(v) for k, v in seconds.items()})
-        os.chmod(partial, 0o644)  # it is written for its owner alone
-        os.replace(partial, path)
+        save_tensors(tensors, self._path(index), {k: repr(v) for k, v in seconds.items()})
 
     def has(self, key: str) -> bool:
         """Whether every file holds this tensor."""
