@@ -117,8 +117,8 @@ def generate(
         "zoom": files.zoom or old.get("zoom") or pictures.auto_zoom(images[0].size),
     }
     for i, image in enumerate(images):
-        alone = settings if "batch" in settings else pictures.single_settings(settings, i, job.batch_size)
-        job.save_single(image, i, alone)
+        one = settings if "batch" in settings else pictures.single_settings(settings, i)
+        job.save_single(image, i, one)
     pictures.save_png(pictures.grid(images, **settings["layout"]), setup.target, settings)
     _print_outcome(job.subjects, settings, setup.target)
     if setup.separate is not None:
@@ -139,7 +139,10 @@ def _draw_again(job: Job, ssg: ScaledSpatialGuidance | None) -> tuple[dict[str, 
     batch = job.setup.stored["batch"]
     wanted, index = Pictures(batch[job.subjects.key], batch["seeds"]), batch["index"]
     out = _draw(job, wanted, ssg, 1, batch_size=len(wanted))
-    return pictures.single_settings(job.settings(out), index, len(wanted)), [out.images[index]]
+    settings = pictures.single_settings(job.settings(out), index)
+    if out.settings["batch_size"] == len(wanted):  # else memory was short
+        settings["batch_size"] = job.batch_size
+    return settings, [out.images[index]]
 
 
 def _print_outcome(subjects: Subjects, settings: Mapping[str, Any], target: Path) -> None:

@@ -118,12 +118,14 @@ def grid(images: Sequence[Image], *, columns: int, zoom: int) -> Image:
     return sheet
 
 
-def single_settings(settings: Mapping[str, Any], index: int, batch_size: int) -> dict[str, Any]:
+def single_settings(settings: Mapping[str, Any], index: int, batch_size: int = 0) -> dict[str, Any]:
     """The settings of one picture out of many.
 
     They name the batch it was made in, and its place there: the last bits of a product depend on the size of
-    the matrices, and the multinomial sampler draws for the batch as a whole.
+    the matrices, and the multinomial sampler draws for the batch as a whole. batch_size: how many pictures it
+    had; 0 is what the settings say.
     """
+    batch_size = batch_size or settings["batch_size"]
     start = index - index % batch_size
     each = (stored_key(settings), "seeds")
     batch = {name: settings[name][start : start + batch_size] for name in each}

@@ -22,13 +22,17 @@ def on_terminal() -> bool:
 
 
 def _is_first() -> bool:
-    """Whether this is the one process of a launch that shows progress; launchers number them so."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this is the one process of a launch that shows progress; launchers number them so.
+
+    A number without a launch of several was left over by another program.
+    """
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def note(text: str) -> None:
-    """A plain line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a plain line on stderr; work goes on if nobody reads it any more."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -94,7 +98,7 @@ def _lines(text: str, total: int) -> Advance:
         nonlocal done, last
         done += parts
         now = time.monotonic()
-        if now - last >= LINE_SECONDS and _is_first():
+        if now - last >= LINE_SECONDS and done > 0 and _is_first():
             last = now
             left = (now - started) / done * (total - done)
             note(f"{text}: {done / total:.0%}, {duration(now - started)} so far, {duration(left)} left")

@@ -145,8 +145,7 @@ class Job:
 
     def settings(self, out: GenerationOutput) -> dict[str, Any]:
         """What a file stores: the pipeline's settings, and what the command line needs besides them."""
-        more = {"command": self.setup.command, "source": self.setup.choice.to_json()}
-        return {**out.settings, **more, "batch_size": self.batch_size}
+        return {**out.settings, "command": self.setup.command, "source": self.setup.choice.to_json()}
 
     def save_single(self, image: Image, index: int, settings: Mapping[str, Any], suffix: str = "") -> None:
         """One picture as a file of its own, unscaled, that ``generate --from`` can make again."""

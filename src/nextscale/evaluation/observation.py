@@ -100,13 +100,7 @@ class ObservedImages:
             # A grid that comes in parts is looked at again with every part; the last look counts.
             latents[info.index] = log_profile(info.feature_map, self.plan.rule.transform)
 
-        try:
-            out = self._call(range(start, stop), on_step)
-        except torch.cuda.OutOfMemoryError:
-            raise InvalidArgumentError(
-                f"{self.plan.pipe.device} has too little memory for {stop - start} pictures at once; use a "
-                f"smaller --batch-size"
-            ) from None
+        out = self._call(range(start, stop), on_step)
         statistics, curves = residuals.rows()
         latent = torch.stack([latents[k] for k in sorted(latents)], 1)
         self.seen = {LATENT: latent, RESIDUAL: statistics, SATURATION: curves}
@@ -122,7 +116,7 @@ class ObservedImages:
         """Settings, size and grids, as one picture shows them."""
         grids: dict[int, Grid] = {}
         out = self._call(range(1), lambda info: grids.update({info.index: info.grid}))
-        own = ("nextscale", "model", "labels", "prompts", "seeds")
+        own = ("nextscale", "model", "weights", "labels", "prompts", "seeds")
         settings = {k: v for k, v in out.settings.items() if k not in own}
         return settings, tuple(out.images.shape[2:]), tuple(grids[k] for k in sorted(grids))
 

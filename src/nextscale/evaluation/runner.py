@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nextscale import __version__
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import InvalidArgumentError, is_out_of_memory
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.figures import Figures, measure
 from nextscale.evaluation.images import Advance, Images, NpzImages, unheard, write_npz
@@ -90,10 +90,12 @@ class PipelineImages:
         seeds = [self.protocol.seed + i for i in range(start, stop)]
         try:
             out = self.pipe(wanted, seed=seeds, batch_size=stop - start, output_type="pt", **self.arguments)
-        except torch.cuda.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if self.protocol.batch is None or not is_out_of_memory(error):
+                raise  # who asked may ask for fewer
             raise InvalidArgumentError(
-                f"{self.pipe.device} has too little memory for {stop - start} pictures at once; use a "
-                f"smaller --batch-size"
+                f"{self.pipe.device} has too little memory for {stop - start} pictures at once, and those of "
+                f"the multinomial sampler depend on how many are; use a smaller --batch-size"
             ) from None
         return to_uint8(out.images, self.protocol.rounding)
 

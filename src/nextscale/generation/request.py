@@ -176,11 +176,17 @@ def given_maps(maps: Sequence[Tensor], grids: Sequence[Grid], count: int) -> lis
     return [t.expand(count, *t.shape[1:]) for t in shaped]
 
 
+def as_batch_size(value: Any) -> int:
+    """How many pictures are made at once. Raises InvalidArgumentError for what is no number of them."""
+    size = as_whole(value)
+    if size is None or size < 1:
+        raise InvalidArgumentError(f"batch_size must be a positive whole number, got {value!r}")
+    return size
+
+
 def spans(count: int, batch_size: int) -> Iterator[slice]:
     """Consecutive slices of at most ``batch_size``."""
-    size = as_whole(batch_size)
-    if size is None or size < 1:
-        raise InvalidArgumentError(f"batch_size must be a positive whole number, got {batch_size!r}")
+    size = as_batch_size(batch_size)
     yield from (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
