@@ -15,6 +15,7 @@ import pytest
 from nextscale.cli.main import main
 from nextscale.cli.pictures import read_settings
 from nextscale.families.var.pipeline import VARPipeline
+from nextscale.sampling.processes import SET_BY_LAUNCHERS
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -176,3 +177,88 @@ def test_a_disk_that_is_full(tmp_path: Path):
     assert done.stdout == "1\n"
     assert done.stderr.startswith("error: ") and done.stderr.endswith("No space left on device\n")
     assert done.stderr.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------- variables of launchers
+
+LEFT_OVER = [
+    ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4, as in a launch of 4 processes, but RANK is not set"),
+    ({"WORLD_SIZE": "4", "RANK": "1"}, "but LOCAL_RANK is not set; if they are left over, unset RANK and"),
+    ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "but MASTER_ADDR is not set"),
+    ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'; accelerate launch and torchrun set it to a number"),
+    ({"WORLD_SIZE": ""}, "WORLD_SIZE is ''"),
+    ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE is '999"),
+    (
+        {"WORLD_SIZE": "2", "RANK": "7", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+        "RANK is 7 and WORLD_SIZE 2, which is no launch",
+    ),
+    (
+        {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "port"},
+        "the processes of this launch do not find each other at x:port",
+    ),
+]
+
+
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in SET_BY_LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("variables", "message"), LEFT_OVER, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize("command", ["generate", "evaluate", "train"])
+def test_left_over_variables_are_one_line(command, variables, message, model, tmp_path, launch, capsys):
+    launch.chdir(tmp_path)
+    for name, value in variables.items():
+        launch.setenv(name, value)
+    arguments = {
+        "generate": ("generate", "-m", model, "--out", "run", "--device", "cpu"),
+        "evaluate": ("evaluate", "-m", model, "--images", "4", "--device", "cpu"),
+        "train": ("train", "classifier", "data", "-o", "run", "--device", "cpu"),
+    }
+    run(*arguments[command], code=2)
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variables", [{"RANK": "3"}, {"WORLD_SIZE": "1", "RANK": "0"}, {"LOCAL_RANK": "x"}])
+def test_variables_without_a_launch_change_nothing(variables, model: Path, tmp_path: Path, launch, capsys):
+    launch.chdir(tmp_path)
+    for name, value in variables.items():
+        launch.setenv(name, value)
+    run("generate", "-m", model, "--count", "3", "--out", "run", "--device", "cpu")
+    captured = capsys.readouterr()
+    assert captured.out.startswith("run: 3 pictures") and captured.err == ""
+
+
+def test_whoever_waits_for_others_says_so(tmp_path: Path):
+    code = (
+        "from nextscale.cli import main\nfrom nextscale.sampling import processes\n"
+        "processes.WAITING = 0.1\n"
+        "main.main(['evaluate', '--images', '4', '--device', 'cpu'])\n"
+    )
+    where = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "9",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**ENVIRONMENT, **where},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if line.startswith("note: "))
+    finally:
+        process.kill()
+        process.communicate()
+    assert line.startswith(
+        "note: WORLD_SIZE is 2: waiting for the other processes at 127.0.0.1:9; if they are"
+    )

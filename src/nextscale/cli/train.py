@@ -257,7 +257,10 @@ def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
 
     run: Callable[..., Any] = getattr(recipes, f"train_{kind}")
     try:
-        with joined(arguments["device"]) as processes, _reporter(f"training the {kind}", processes) as report:
+        with (
+            joined(arguments["device"], lambda text: note(f"note: {text}")) as processes,
+            _reporter(f"training the {kind}", processes) as report,
+        ):
             device = processes.device or arguments["device"]
             run(data, folder, report=report, **{**arguments, "device": device})
     except KeyboardInterrupt:
