@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nextscale.demo import bounds
+from nextscale.demo.address import check_host
 from nextscale.demo.desk import Desk, PictureFiles
 from nextscale.demo.models import Offer, Shelf
 from nextscale.errors import InvalidArgumentError, MissingDependencyError
@@ -76,6 +77,7 @@ def serve(
 
     Raises MissingDependencyError without gradio, and InvalidArgumentError if the address cannot be had.
     """
+    check_host(host)
     with tempfile.TemporaryDirectory(prefix="nextscale-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
         blocks = build(offers, files, Path(folder) / "pictures")
