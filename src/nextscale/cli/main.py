@@ -29,6 +29,7 @@ OUT_OF_MEMORY = (
 
 COMMANDS = {
     "generate": "Make pictures of classes, or of prompts.",
+    "verify": "Check that all pictures of a run are there and whole.",
     "compare": "Without and with SSG from the same seeds, side by side.",
     "demo": "Open a page on this machine that shows what SSG does.",
     "evaluate": "Measure a model: Fréchet distance, precision, recall, and more.",
