@@ -6,9 +6,11 @@ What a model allows is smaller, and checked by its pipeline.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def _text_of(path: Path) -> tuple[str, int]:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with _own_limit(), Image.open(path) as image:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise InvalidArgumentError(
@@ -84,6 +86,16 @@ def _text_of(path: Path) -> tuple[str, int]:
     if not isinstance(text, str) or len(text) > MAX_TEXT:
         raise InvalidArgumentError(f"the settings in {str(path)!r} are damaged: {len(text):,} characters")
     return text, pixels
+
+
+@contextlib.contextmanager
+def _own_limit() -> Iterator[None]:
+    """Without Pillow's warning of large pictures: ours are smaller, which is checked before they are read."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
 
 
 def _no_number(name: str) -> Any:
