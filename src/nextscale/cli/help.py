@@ -9,6 +9,7 @@ from typing import Any
 from typer.core import TyperCommand, TyperGroup
 
 from nextscale.cli.checks import check_numbers, check_texts
+from nextscale.cli.wording import speak_of
 
 NAMES = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -20,6 +21,7 @@ class _Grouped:
     def parse_args(self: Any, ctx: Any, args: list[str]) -> Any:
         """Read the command line; raises InvalidArgumentError for values that no option takes."""
         names = option_names(self.get_params(ctx))
+        speak_of(names)
         if not ctx.resilient_parsing:
             # Before types are read: a path without a character is the folder one is in.
             typed, *_ = self.make_parser(ctx).parse_args(args=list(args))

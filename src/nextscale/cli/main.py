@@ -18,6 +18,7 @@ from nextscale import __version__
 from nextscale.cli import streams
 from nextscale.cli.help import NAMES, Group
 from nextscale.cli.progress import note, warnings_as_notes
+from nextscale.cli.wording import worded
 from nextscale.errors import NextscaleError, is_out_of_memory
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -128,7 +129,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         message = getattr(problem, "format_message", problem.__str__)()
         return _complain(f"{message}{_help_hint(problem)}")
     except NextscaleError as error:
-        return _complain(str(error))
+        return _complain(worded(str(error)))
     except OSError as error:
         return _complain(str(error), FAILED)
     except (MemoryError, RuntimeError) as error:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nextscale.cli.wording import worded
 from nextscale.errors import NextscaleWarning
 
 LINE_SECONDS = 10.0
@@ -47,7 +48,7 @@ def warnings_as_notes() -> Iterator[None]:
                 usual(message, category, *place, **more)
             elif str(message) not in said:
                 said.add(str(message))
-                note(f"note: {message}")
+                note(f"note: {worded(str(message))}")
 
         warnings.showwarning = show
         yield
