@@ -61,7 +61,7 @@ def test_twenty_visitors_at_once_all_get_their_pictures(server):
         ("?" + "label=ship&" * 200, "these are no settings"),
         ("?label=" + "ship" * 101, "at most 400"),
         ("?label=ship&seed=" + "1," * 50, "seed is a number, or one for each of at most 8"),
-        ("?label=ship&seed=4294967296", "seed is a whole number from 0 to 4294967295"),
+        ("?label=ship&seed=18446744073709551616", "seed is a whole number from 0 to 18446744073709551615"),
         ("?label=ship&ssg=nan", "ssg is a number from 0 to 20"),
         ("?label=ship&ssg=1e999", "ssg is a number from 0 to 20"),
         ("?label=ship&ssg=0,1", "one value per step"),

@@ -29,7 +29,7 @@ def settings(draw: st.DrawFn) -> Settings:
         draw(texts),
         tuple(subjects),
         count=draw(st.integers(1, bounds.PICTURES // len(subjects))),
-        seed=tuple(draw(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8))),
+        seed=tuple(draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8))),
         ssg=tuple(draw(strengths)),
         ssg_schedule="constant" if several else draw(st.sampled_from(SCHEDULES)),
         prior=draw(st.sampled_from(PRIORS)),

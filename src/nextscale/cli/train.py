@@ -14,12 +14,13 @@ from nextscale.cli import options
 from nextscale.cli.help import NAMES, Command, Group
 from nextscale.cli.pictures import check_folder
 from nextscale.cli.progress import TrainingBar, TrainingLines, note, on_terminal
-from nextscale.errors import InvalidArgumentError, NextscaleError
+from nextscale.errors import DataError, InvalidArgumentError, NextscaleError
 
 if TYPE_CHECKING:
     from nextscale.sampling.processes import Processes
 
 DATA_HELP = "A folder of pictures, a parquet file or a folder of them, or a datasets id."
+CHECKS = ("headers", "full")
 FILES = {
     "checkpoint.pt": "to resume from",
     "log.jsonl": "every figure",
@@ -77,6 +78,19 @@ HeldOut = Annotated[
         show_default=False,
     ),
 ]
+Check = Annotated[
+    str | None,
+    typer.Option(
+        "--check",
+        metavar="HOW",
+        help="Look for broken pictures before: headers, or full (every pixel). Default: headers; full for a "
+        "transformer.",
+        show_default=False,
+    ),
+]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="Leave out broken pictures, counted and named; else an error.")
+]
 Fresh = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoint in the output folder.")
 ]
@@ -133,6 +147,8 @@ def tokenizer(
     size: Annotated[int, typer.Option("--size", metavar="PIXELS", help="Side of the pictures.")] = 32,
     recipe: TokenRecipe = "cifar10",
     held_out: HeldOut = None,
+    check: Check = None,
+    skip_broken: SkipBroken = False,
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
@@ -147,7 +163,8 @@ def tokenizer(
     Reports reconstruction error per scale, and how well the codebook or the bits are used.
     """
     options.require_positive({"--size": size})
-    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
+    pictures = (held_out, check, skip_broken)
+    settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
     _train("tokenizer", data, output, size=size, **settings)
 
 
@@ -177,6 +194,8 @@ def transformer(
     ] = None,
     recipe: TokenRecipe = "cifar10",
     held_out: HeldOut = None,
+    check: Check = None,
+    skip_broken: SkipBroken = False,
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
@@ -191,7 +210,8 @@ def transformer(
     The recipe must be of the tokenizer's kind: both with -bits, or both without. With bits the prompts are
     captions made from the names of the classes.
     """
-    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
+    pictures = (held_out, check, skip_broken)
+    settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
     _train("transformer", data, output, tokenizer=tokenizer, initial=initial, **settings)
 
 
@@ -205,6 +225,8 @@ def classifier(
     output: Output = None,
     recipe: Recipe = "cifar10",
     held_out: HeldOut = None,
+    check: Check = None,
+    skip_broken: SkipBroken = False,
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
@@ -215,13 +237,16 @@ def classifier(
     device: Device = "auto",
 ) -> None:
     """Train the small classifier that measures pictures."""
-    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
+    pictures = (held_out, check, skip_broken)
+    settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
     _train("classifier", data, output, **settings)
 
 
 def _settings(
     recipe: str,
     held_out: str | None,
+    check: str | None,
+    skip_broken: bool,
     resume: bool,
     images: int | None,
     batch_size: int | None,
@@ -232,9 +257,13 @@ def _settings(
     device: str,
 ) -> dict[str, Any]:
     """What all three kinds take, by the names of the recipes' functions."""
+    if check is not None and check not in CHECKS:
+        raise InvalidArgumentError(f"--check is {' or '.join(CHECKS)}, got {check!r}")
     return dict(
+        **({} if check is None else {"check": check}),
         recipe=recipe,
         held_out=held_out,
+        skip_broken=skip_broken,
         resume=resume,
         images=images,
         batch_size=batch_size,
@@ -254,6 +283,7 @@ def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
         check_folder(_nearest_folder(folder))
     from nextscale.sampling.processes import joined
     from nextscale.training import recipes
+    from nextscale.training.data import BrokenPicturesError
 
     run: Callable[..., Any] = getattr(recipes, f"train_{kind}")
     try:
@@ -267,9 +297,13 @@ def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
         if (folder / "checkpoint.pt").exists():
             note("stopped; the same command goes on from the last checkpoint")
         raise
-    except NextscaleError:
+    except NextscaleError as error:
         with contextlib.suppress(OSError):  # what the failed start left: folders without files
             folder.rmdir()
+        if isinstance(error, BrokenPicturesError):
+            raise DataError(f"{error} (--skip-broken)") from None
+        if isinstance(error, DataError) and (folder / "checkpoint.pt").exists():
+            note("stopped; the same command goes on from the last checkpoint")
         raise
     if not processes.is_main:
         return

@@ -28,25 +28,41 @@ class Entry:
 class Visit:
     """One open page.
 
-    folder: for the files to download. job: the newest thing it asked for. shown, chosen: what it shows, and
-    which picture of it large. strip: name, value and pictures of several strengths.
+    folder: for the files to download. job: the newest thing it asked for. said: what was said when that was
+    done; empty until then. shown, chosen: what it shows, and which picture of it large. strip: name, value
+    and pictures of several strengths. model: the one it uses. live: whether every change is drawn. slow:
+    models for which that was turned off, once; who turns it on again means it.
     """
 
     folder: Path
     job: str = ""
     jobs: int = 0
+    said: str = ""
     ticket: threading.Event = field(default_factory=threading.Event)
     shown: Shown | None = None
     chosen: int = 0
     strip: list[tuple[str, str, list[Any]]] = field(default_factory=list)
     gallery: list[Entry] = field(default_factory=list)
+    model: str = ""
+    live: bool = True
+    slow: set[str] = field(default_factory=set)
+
+    @property
+    def query(self) -> str:
+        """The settings of the newest thing it asked for, as a URL has them."""
+        return self.job.partition("#")[0]
 
     def want(self, query: str) -> str:
         """Ask for something new: what is being drawn stops. Returns its name, unlike all before it."""
         self.stop()
-        self.jobs += 1
+        self.jobs, self.said = self.jobs + 1, ""
         self.job, self.ticket = f"{query}#{self.jobs}", threading.Event()
         return self.job
+
+    def rest(self, query: str) -> None:
+        """Have settings that nobody asked to draw yet."""
+        self.stop()
+        self.job, self.said = query, ""
 
     def begin(self) -> threading.Event:
         """A ticket for work that is not named by a job; set once it is to stop."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.evaluation.rows import check_finite
 from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
 from nextscale.nn.placement import place
 from nextscale.weights.layout import load_module, locate
@@ -38,6 +39,7 @@ def recognised(
         raise InvalidArgumentError(
             f"expected pictures (B, 3, 32, 32), a label each; got {tuple(images.shape)} and {len(wanted)}"
         )
+    check_finite(images, "pictures")
     rounded = (images * 255).round() / 127.5 - 1
     device = next(classifier.parameters()).device
     guesses = [classifier(part.to(device)).argmax(-1).cpu() for part in rounded.split(batch_size)]

@@ -25,6 +25,7 @@ from nextscale.guidance.base import (
     compute_dtype,
     require_branch,
 )
+from nextscale.guidance.removed import keep_removed
 from nextscale.guidance.schedules import (
     Strength,
     StrengthLike,
@@ -51,7 +52,8 @@ def classifier_free_guidance(
     """Combine two branches, exactly as the formula of the convention is written.
 
     Args:
-        cond, uncond: logits, or hidden states where a model guides those; any equal shapes.
+        cond, uncond: logits, or hidden states where a model guides those; any equal shapes. A choice that is
+            ``-inf`` in ``cond`` stays so.
         scale: t for ``"extra"``, s for ``"interpolate"``.
         convention: see the module.
 
@@ -61,18 +63,35 @@ def classifier_free_guidance(
 
     Raises:
         GridError: if the shapes differ.
-        InvalidArgumentError: for an unknown convention, a scale that is negative or not finite, or integer
-            logits.
+        InvalidArgumentError: for an unknown convention, a scale that is negative, not finite or beyond
+            :data:`~nextscale.guidance.schedules.MOST`, or integer logits; and on a CPU, where the result
+            would be NaN or infinite otherwise.
+    """
+    scale = check_number(scale, "scale")
+    combined = combine(cond, uncond, scale, convention)
+    if combined is cond:
+        return cond
+    base = uncond if convention == "interpolate" and scale == 0 else cond
+    return keep_removed(combined, base, {"cond": cond, "uncond": uncond}, f"scale {scale:g}")
+
+
+def combine(cond: Tensor, uncond: Tensor, scale: float, convention: Convention) -> Tensor:
+    """:func:`classifier_free_guidance` as it is in a generation: numbers are not looked at.
+
+    Raises:
+        GridError: if the shapes differ.
+        InvalidArgumentError: for an unknown convention or integer logits.
     """
     check_convention(convention)
     if cond.shape != uncond.shape:
         raise GridError(
             f"the branches differ in shape: cond {tuple(cond.shape)}, uncond {tuple(uncond.shape)}"
         )
-    scale = check_number(scale, "scale")
     if scale == _NEUTRAL[convention]:
         return cond
     dtype = compute_dtype(cond, uncond)
+    if convention == "interpolate" and scale == 0:
+        return uncond.to(cond.dtype, copy=True)  # 0 times an infinity is none
     c, u = cond.to(dtype), uncond.to(dtype)
     combined = (
         ((1 + scale) * c).sub_(scale * u) if convention == "extra" else (scale * c).add_((1 - scale) * u)
@@ -192,7 +211,7 @@ class ClassifierFreeState:
         if scale == _NEUTRAL[self._convention]:
             return cond
         uncond = require_branch(branches, UNCONDITIONAL)
-        return classifier_free_guidance(cond, uncond, scale=scale, convention=self._convention)
+        return combine(cond, uncond, scale, self._convention)
 
     def end(self) -> None:
         """Nothing to drop."""

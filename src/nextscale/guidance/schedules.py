@@ -26,6 +26,8 @@ from nextscale.guidance.base import GuidanceStep, as_grids
 ScheduleName = Literal["constant", "linear", "cosine", "bandwidth"]
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 
+MOST = 1e6  # of a strength: logits times the product of two of them are far from the end of float32
+
 StrengthFunction = Callable[[GuidanceStep], float]
 Strength = float | tuple[float, ...] | StrengthFunction
 StrengthLike = float | Sequence[float] | StrengthFunction
@@ -121,7 +123,7 @@ def check_strength(strength: object, name: str) -> Strength:
 
 
 def check_number(value: Any, name: str) -> float:
-    """A finite number that is not negative, as a float.
+    """A number from 0 to :data:`MOST`, as a float.
 
     Raises:
         InvalidArgumentError: for anything else, booleans included.
@@ -131,6 +133,8 @@ def check_number(value: Any, name: str) -> float:
     number = float(value)
     if not math.isfinite(number) or number < 0.0:
         raise InvalidArgumentError(f"{name} must be finite and at least 0; got {number}")
+    if number > MOST:
+        raise InvalidArgumentError(f"{name} must be at most {MOST:,.0f}; got {number:g}")
     return number
 
 

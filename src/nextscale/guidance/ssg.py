@@ -39,6 +39,7 @@ from nextscale.guidance.prior import (
     spatial_operator,
     spatial_prior,
 )
+from nextscale.guidance.removed import keep_removed
 from nextscale.guidance.schedules import (
     ScheduleName,
     Strength,
@@ -85,12 +86,12 @@ def scaled_spatial_guidance(
 
     Args:
         logits: of this step, ``(..., h_fine * w_fine, C)``, cells row by row; or bit logits
-            ``(B, h_fine * w_fine, bits, 2)``. Before temperature and filters: all finite, since a ``-inf`` in
-            ``previous`` becomes NaN all over its channel.
+            ``(B, h_fine * w_fine, bits, 2)``. Before temperature and filters: finite, but for choices that
+            are forbidden, ``-inf`` in all cells of both; what is ``-inf`` here stays so.
         previous: of the step before, the same shape but for ``h_coarse * w_coarse`` cells.
         coarse: ``(height, width)`` of ``previous``.
         fine: ``(height, width)`` of ``logits``, along no axis smaller than ``coarse``.
-        beta: the strength, finite and at least 0.
+        beta: the strength, at least 0 and at most :data:`~nextscale.guidance.schedules.MOST`.
         kind: ``"nearest"``, ``"bilinear"``, ``"dct"`` or ``"dse"``, see :func:`prior_operator`.
         norm: ``"ortho"``, ``"forward"`` or ``"backward"``, see :func:`prior_operator`.
         position_dim: the axis that counts cells, the same in both tensors. ``None`` finds it: the second last
@@ -106,11 +107,27 @@ def scaled_spatial_guidance(
 
     Raises:
         GridError: if the grids do not fit each other or the tensors, or the tensors each other.
-        InvalidArgumentError: for a bad beta, an unknown kind or norm, or integer logits.
+        InvalidArgumentError: for a bad beta, an unknown kind or norm, or integer logits; and on a CPU, where
+            logits that were finite would become NaN or infinite. (On a GPU they do: to look is to wait.)
     """
+    beta = check_number(beta, "beta")
+    guided = _guided(logits, previous, coarse, fine, beta, kind, norm, position_dim)
+    return keep_removed(guided, logits, {"previous": previous}, f"beta {beta:g}")
+
+
+def _guided(
+    logits: Tensor,
+    previous: Tensor,
+    coarse: Sequence[int],
+    fine: Sequence[int],
+    beta: float,
+    kind: PriorKind,
+    norm: Norm,
+    position_dim: int | None,
+) -> Tensor:
+    """:func:`scaled_spatial_guidance` as it is in a generation: numbers are not looked at."""
     coarse, fine = check_growth(coarse, fine)
     check_prior(kind, norm)
-    beta = check_number(beta, "beta")
     dtype = compute_dtype(logits, previous)
     dim = _common_position_dim(logits, previous, coarse, fine, position_dim)
     if beta == 0.0:
@@ -318,16 +335,7 @@ class ScaledSpatialState:
                 previous, coarse=coarse, fine=fine, kind=kind, norm=norm, position_dim=_LOOP_POSITION_DIM
             )
             return _guide_at(logits, prior, step.positions, beta)
-        return scaled_spatial_guidance(
-            logits,
-            previous,
-            coarse=coarse,
-            fine=fine,
-            beta=beta,
-            kind=kind,
-            norm=norm,
-            position_dim=_LOOP_POSITION_DIM,
-        )
+        return _guided(logits, previous, coarse, fine, beta, kind, norm, _LOOP_POSITION_DIM)
 
     def _remember(self, index: int, logits: Tensor) -> None:
         following = index + 1

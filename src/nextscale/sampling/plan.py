@@ -79,7 +79,7 @@ class RunPlan:
             object.__setattr__(self, name, _require_whole(name, getattr(self, name), least))
         if self.seed + self.count > SEED_LIMIT:
             raise InvalidArgumentError(
-                f"seeds are from 0 up to 2^32, and {self.count:,} of them from {self.seed} go beyond"
+                f"seeds are from 0 up to 2^64, and {self.count:,} of them from {self.seed} go beyond"
             )
         for name, known in (("format", get_args(Format)), ("image_format", get_args(ImageFormat))):
             if getattr(self, name) not in known:

@@ -28,7 +28,7 @@ from nextscale.training.bit_tokenizer import BitTokenizerTask
 from nextscale.training.bit_transformer import BitTransformerTask, init_bit_transformer, latents
 from nextscale.training.cache import AnyTokenizer, Encode, cached
 from nextscale.training.classifier import ClassifierTask
-from nextscale.training.data import ImageSource, open_splits, to_float
+from nextscale.training.data import Check, ImageSource, check_classes, open_splits, to_float
 from nextscale.training.presets import (
     CIFAR10_CLASSES,
     RECIPES,
@@ -90,6 +90,8 @@ def train_tokenizer(
     size: int = 32,
     recipe: str | TokenizerRecipe | BitTokenizerRecipe = "cifar10",
     held_out: str | Path | None = None,
+    check: Check = "headers",
+    skip_broken: bool = False,
     resume: bool = True,
     report: Reporter = print_report,
     device: str = "auto",
@@ -101,6 +103,8 @@ def train_tokenizer(
     recipe: a name from :data:`RECIPES`, or a recipe.
     held_out: other data to measure on; by default the ``test`` split of ``data`` where there is one, else one
         picture in twenty, at most 2,000, which are then not trained on.
+    check: look at all pictures before, ``"headers"`` or ``"full"``; skip_broken: leave out those that cannot
+        be read, instead of an error. See :func:`open_images`.
     output: gets ``tokenizer/`` (weights), ``log.jsonl``, ``checkpoint.pt`` and sample pictures.
     overrides: fields of :class:`TrainSettings`; ``None`` keeps the recipe's.
     """
@@ -108,7 +112,9 @@ def train_tokenizer(
     settings, where = chosen.settings, place(device).device
     patch = chosen.config.patch if isinstance(chosen, BitTokenizerRecipe) else 1
     sides = _sides(size, chosen.config.reduction * patch)
-    training, held = open_splits(data, size=size, held_out=held_out)
+    training, held = open_splits(
+        data, size=size, held_out=held_out, labels=False, check=check, skip_broken=skip_broken
+    )
     torch.manual_seed(settings.seed)
     if isinstance(chosen, BitTokenizerRecipe):
         bitwise = InfinityTokenizer(replace(chosen.config, patch_nums=sides)).to(where)
@@ -127,6 +133,8 @@ def train_transformer(
     initial: str | Path | None = None,
     recipe: str | TransformerRecipe | BitTransformerRecipe = "cifar10",
     held_out: str | Path | None = None,
+    check: Check = "full",
+    skip_broken: bool = False,
     resume: bool = True,
     report: Reporter = print_report,
     device: str = "auto",
@@ -137,12 +145,14 @@ def train_transformer(
     tokenizer: the ``tokenizer`` folder of a run, the run's folder, or a model's name; of the recipe's kind.
     initial: a run's folder or a model's name to take the first weights from, for fine-tuning; its transformer
         must have the recipe's sizes. ``None`` starts from random ones.
+    check: as for :func:`train_tokenizer`; every pixel by default, because a picture that breaks while all of
+        them are encoded costs the encoding.
     output: becomes a complete model folder for :meth:`VARPipeline.from_pretrained`, or, with a recipe for
         bits, :meth:`InfinityPipeline.from_pretrained`; with log and checkpoint.
     """
     chosen: TransformerRecipe | BitTransformerRecipe = find_recipe("transformer", recipe, overrides)
     vae = load_tokenizer(tokenizer, place(device, "float32"))
-    folders = _Folders(data, held_out, Path(output), tokenizer, initial)
+    folders = _Folders(data, held_out, check, skip_broken, Path(output), tokenizer, initial)
     if isinstance(chosen, BitTransformerRecipe):
         bit_task = _bit_transformer_task(chosen, _of_kind(InfinityTokenizer, vae, tokenizer), folders, report)
         return train(bit_task, chosen.settings, folders.output, resume=resume, report=report)
@@ -156,6 +166,8 @@ class _Folders:
 
     data: str | Path
     held_out: str | Path | None
+    check: Check
+    skip_broken: bool
     output: Path
     tokenizer: str | Path
     initial: str | Path | None
@@ -168,7 +180,10 @@ class _Folders:
             )
         cells = vae.cells(vae.schedule) if isinstance(vae, InfinityTokenizer) else vae.schedule
         size = cells.final[0] * vae.config.reduction
-        training, held = open_splits(self.data, size=size, held_out=self.held_out)
+        training, held = open_splits(
+            self.data, size=size, held_out=self.held_out, check=self.check, skip_broken=self.skip_broken
+        )
+        check_classes(training, held)
         self.output.mkdir(parents=True, exist_ok=True)
         return training, held.subset(torch.arange(min(HELD_OUT_IMAGES, len(held))))  # encoding costs time too
 
@@ -263,6 +278,8 @@ def train_classifier(
     *,
     recipe: str | ClassifierRecipe = "cifar10",
     held_out: str | Path | None = None,
+    check: Check = "headers",
+    skip_broken: bool = False,
     resume: bool = True,
     report: Reporter = print_report,
     device: str = "auto",
@@ -270,7 +287,8 @@ def train_classifier(
 ) -> SmallClassifier:
     """Train the small classifier on 32-pixel pictures."""
     chosen: ClassifierRecipe = find_recipe("classifier", recipe, overrides)
-    training, held = open_splits(data, size=32, held_out=held_out)
+    training, held = open_splits(data, size=32, held_out=held_out, check=check, skip_broken=skip_broken)
+    check_classes(training, held)
     torch.manual_seed(chosen.settings.seed)
     model = SmallClassifier(replace(chosen.config, num_classes=training.num_classes))
     model.start_as_identity()

@@ -20,7 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nextscale.errors import CheckpointError, InvalidArgumentError, TrainingError
+from nextscale.errors import CheckpointError, DataError, InvalidArgumentError, TrainingError
 from nextscale.sampling.processes import Processes, joined
 from nextscale.sampling.signals import held_back
 from nextscale.training.data import batches
@@ -104,6 +104,8 @@ class TrainSettings:
         for name in ("batch_size", "accumulate", "images", "lr", "log_every"):
             if not getattr(self, name) > 0:
                 raise InvalidArgumentError(f"{name} must be positive, got {getattr(self, name)!r}")
+        if isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:  # torch's CPU generator takes no more
+            raise InvalidArgumentError(f"seed must be a whole number from 0 up to 2^32, got {self.seed!r}")
         if not 0 <= self.ema < 1:
             raise InvalidArgumentError(f"ema must be in [0, 1), got {self.ema!r}")
         if self.optimizer not in OPTIMIZERS:
@@ -147,7 +149,12 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     with joined() as processes:
         run = _Run.start(task, settings, output, processes, resume=resume)
-        _iterate(run, report, stop_after)
+        try:
+            _iterate(run, report, stop_after)
+        except DataError:  # a picture that cannot be read must not cost what was learnt before it
+            if processes.is_main and run.step > run.first_step:
+                run.save()
+            raise
         if processes.is_main:
             task.save(run.averaged, output)
     return run.averaged

@@ -8,7 +8,7 @@ after Li et al. 2024, arXiv 2406.11838). Tokens do not see each other. Leading a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.generation.noise import Noise, Stream
+from nextscale.nn.bounds import bounded
 from nextscale.nn.linear import Linear
 from nextscale.nn.timestep import TimestepEmbedding
 
@@ -230,14 +232,14 @@ class ResidualDiffusion(nn.Module):
         self.training_process = DiffusionProcess.training()
         self.process = self.training_process.respaced(num_sampling_steps)
 
-    def draw_noise(self, generators: Sequence[torch.Generator], count: int) -> Tensor:
-        """The noise of a batch of images for :meth:`sample`, ``(n, B, count, target_channels)`` float32.
+    def draw_noise(self, noise: Noise, step: int, count: int) -> Tensor:
+        """Draw the noise of a batch of images for :meth:`sample`, ``(n, B, count, target_channels)`` float32.
 
-        generators: one per image, so that an image's noise does not depend on its neighbours.
-        count: vectors per image.
+        noise: the images' numbers. step: of the schedule, whose cells the ``count`` vectors of an image are.
         """
-        shape = (self.process.num_steps, count, self.target_channels)
-        return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators], dim=1)
+        shape = (self.process.num_steps, self.target_channels)
+        drawn = noise.normal(Stream.RESIDUAL, step, count, math.prod(shape))
+        return drawn.unflatten(-1, shape).permute(2, 0, 1, 3)
 
     @torch.no_grad()
     def sample(
@@ -315,7 +317,7 @@ class ResidualDiffusion(nn.Module):
         index: int64, steps of the shorter process, one for all or one per vector; step 0 adds no noise.
         """
         eps, variance = out.chunk(2, dim=-1)
-        x0 = self._data(self.process, x, eps, index).clamp(-1, 1)
+        x0 = bounded(self._data(self.process, x, eps, index))
         mean = self._posterior_mean(self.process, x0, x, index)
         logvar = self._log_variance(self.process, variance, index)
         scale = (index.to(x.device) > 0).float()[..., None] * temperature

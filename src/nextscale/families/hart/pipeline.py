@@ -239,10 +239,10 @@ class HARTPipeline(TextPipeline):
 
         ``None`` takes the model's default. Raises InvalidArgumentError naming the value and what is allowed.
 
-        An image's seed makes, in this order: one uniform number per token, the permutation behind
-        ``mask_iterations``, the noise of the residual, and the mixtures step by step. The settings that come
-        back make the pictures again, but for features and given tokens, of which they hold no numbers, and
-        the system prompt, of which they hold the SHA-256.
+        An image's seed makes the numbers of its tokens, the permutation behind ``mask_iterations``, the noise
+        of the residual, and the mixtures, each independently of the others. The settings that come back make
+        the pictures again, but for features and given tokens, of which they hold no numbers, and the system
+        prompt, of which they hold the SHA-256.
         """
         check_output_type(output_type)
         grids = self.schedule.grids
@@ -256,19 +256,20 @@ class HARTPipeline(TextPipeline):
         guidance = GuidanceChain([cfg, spatial])
         texts, features = encode_prompts(prompts, self.text_encoder)
         self.transformer.check_text(features)
+        features.check_finite(padding=True)  # which this model reads
         seeds = resolve_seeds(seed, len(features))
         given = self._given(given_tokens, len(features))
         last = cfg.scales(grids)[-1]
 
         def draw_span(span: slice) -> Drawn:
-            lengths, maps = self.schedule.lengths, [tokens[span] for tokens in given]
-            draw = Drawer(sampler, filters, seeds[span], lengths, self.device, given=maps)
+            maps = [tokens[span] for tokens in given]
+            draw = Drawer(sampler, filters, seeds[span], self.device, given=maps)
             session = HARTSession(
                 self.transformer,
                 self.tokenizer,
                 features[span],
                 guidance.branches,
-                noise=HARTNoise.draw(draw.noise.generators, self.transformer),
+                noise=HARTNoise.draw(draw.noise, self.transformer),
                 guidance=last if cfg.convention == "extra" else last - 1,
                 smooth=SoftCodes.of(draw, hold_last=True) if soft else None,
                 residual=residual,
@@ -277,7 +278,9 @@ class HARTPipeline(TextPipeline):
             )
             return draw_batch(session, draw, guidance, on_step)
 
-        images, tokens = draw_batches(len(features), batch_size, draw_span, self._decode, output_type)
+        images, tokens = draw_batches(
+            len(features), batch_size, draw_span, self._decode, output_type, self.dtype
+        )
         settings = call_settings(
             family=FAMILY,
             model=self.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from nextscale.families.hart.rotary import Rotation
 from nextscale.families.hart.tokenizer import HARTTokenizer
 from nextscale.families.hart.transformer import HARTTransformer
 from nextscale.families.text import TextFeatures
+from nextscale.generation.noise import Noise, Stream
 from nextscale.guidance.base import CONDITIONAL, UNCONDITIONAL, GuidanceStep
 from nextscale.nn.cache import KVCache
 from nextscale.nn.quantizer import shrink
@@ -37,14 +38,11 @@ class HARTNoise:
     residual: Tensor
 
     @classmethod
-    def draw(cls, generators: Sequence[torch.Generator], transformer: HARTTransformer) -> HARTNoise:
-        """From every image's own generator: its permutation, then its diffusion noise.
-
-        Both are drawn in any case, so that further draws do not depend on whether they are used.
-        """
-        cells = transformer.schedule.lengths[-1]
-        order = torch.stack([torch.randperm(cells, generator=g, device=g.device) for g in generators])
-        return cls(order, transformer.diffloss.draw_noise(generators, cells))
+    def draw(cls, noise: Noise, transformer: HARTTransformer) -> HARTNoise:
+        """Draw both from the images' numbers; cells come in the order of their hashes."""
+        last, cells = transformer.schedule.num_steps - 1, transformer.schedule.lengths[-1]
+        order = noise.keys(Stream.ORDER, last, cells).argsort(dim=1, stable=True)
+        return cls(order, transformer.diffloss.draw_noise(noise, last, cells))
 
 
 class HARTSession:

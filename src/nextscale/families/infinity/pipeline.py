@@ -295,21 +295,20 @@ class InfinityPipeline(TextPipeline):
         texts, features = encode_prompts(prompts, self.text_encoder, length=length)
         seeds = resolve_seeds(seed, len(features))
         unwanted, negative = encode_negative(negative_prompt, len(features), self.text_encoder, length=length)
-        for part in (features, negative):
+        for name, part in (("text", features), ("negative text", negative)):
             if part is not None:
                 self.transformer.check_text(part)
+                part.check_finite(name)
         given = given_bits(self.tokenizer, given_tokens, grids, len(features))
         scales = [s if cfg.convention == "interpolate" else 1 + s for s in cfg.scales(grids)]
-        counts = [n * self.transformer.config.bits for n in grids.lengths]
 
         def draw_span(span: slice) -> Drawn:
             draw = Drawer(
                 sampler,
                 filters,
                 seeds[span],
-                counts,
                 self.device,
-                choices=2,
+                bits=True,
                 given=[maps[span] for maps in given],
             )
             session = InfinitySession(
@@ -325,7 +324,7 @@ class InfinityPipeline(TextPipeline):
             return draw_batch(session, draw, guidance, on_step)
 
         images, tokens = draw_batches(
-            len(features), batch_size, draw_span, partial(self._decode, tile=tile), output_type
+            len(features), batch_size, draw_span, partial(self._decode, tile=tile), output_type, self.dtype
         )
         settings = call_settings(
             family=FAMILY,
@@ -365,9 +364,7 @@ class InfinityPipeline(TextPipeline):
         """
         check_output_type(output_type)
         grids = None if schedule is None else self.schedule_for(schedule=schedule)
-        first = images if isinstance(images, (Tensor, Image.Image)) else next(iter(images), None)
-        size = (first.height, first.width) if isinstance(first, Image.Image) else self.image_size
-        pictures = image_tensor(images, size)
+        pictures = image_tensor(images)
         latent = self.tokenizer.partial_sums(self.tokenizer.encode(pictures, grids), grids)[-1]
         return convert_images(self._decode(latent, tile=tile), output_type)
 

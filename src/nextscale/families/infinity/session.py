@@ -13,7 +13,7 @@ from nextscale.families.infinity.tokenizer import InfinityTokenizer
 from nextscale.families.infinity.transformer import InfinityTransformer, Memory
 from nextscale.families.text import TextFeatures
 from nextscale.guidance.base import CONDITIONAL, UNCONDITIONAL, GuidanceStep
-from nextscale.guidance.cfg import classifier_free_guidance
+from nextscale.guidance.cfg import combine
 from nextscale.nn.cache import KVCache
 from nextscale.scales import ScaleSchedule
 
@@ -96,7 +96,7 @@ class InfinitySession:
             x = block(x, self.modulation, memory, rotation, cache=cache)
             if n in self.mixed and scale != 1:
                 cond, uncond = x.chunk(2)
-                mixture = classifier_free_guidance(cond, uncond, scale=scale, convention="interpolate")
+                mixture = combine(cond, uncond, scale, "interpolate")
                 x = mixture.repeat(2, 1, 1)
         names = [CONDITIONAL, UNCONDITIONAL] if self.on_logits and scale != 1 else [CONDITIONAL]
         rows = slice(len(names) * self.batch)

@@ -156,10 +156,8 @@ def _patch_nums(shapes: Mapping[str, Tensor], path: Path, given: PatchNums | Non
         return given
     if "lvl_1L" in shapes:
         level = read_weights(path, unwrap=_TRANSFORMER_NEST)["lvl_1L"].flatten().long()
-        counts = level.clamp(min=0).bincount().tolist()  # tokens of every scale
-        sides = [math.isqrt(n) for n in counts]
-        fits = (len(counts), sum(counts)) == (steps, length) and counts == sorted(counts)
-        if fits and [s * s for s in sides] == counts:
+        sides = _sides(level, steps, length)
+        if sides:
             return sides
     for sides_known in PRESETS.values():
         if (len(sides_known), sum(p * p for p in sides_known)) == (steps, length):
@@ -168,6 +166,17 @@ def _patch_nums(shapes: Mapping[str, Tensor], path: Path, given: PatchNums | Non
         f"{path.name} has {steps} scales and {length} tokens, which is no published schedule; "
         f"pass patch_nums=[...], the side of every scale"
     )
+
+
+def _sides(level: Tensor, steps: int, length: int) -> list[int]:
+    """Sides of square scales from the scale of every token, int64 ``(n,)``; empty where they are none."""
+    if len(level) != length or int(level[0]) != 0 or int(level[-1]) != steps - 1:
+        return []
+    if bool((level.diff() < 0).any()):  # tokens of a scale are together, coarse scales first
+        return []
+    counts = level.bincount(minlength=steps).tolist()
+    sides = [math.isqrt(n) for n in counts]
+    return sides if counts == sorted(counts) and [s * s for s in sides] == counts and sides[0] else []
 
 
 def infer_tokenizer(shapes: Mapping[str, Tensor], path: Path, patch_nums: PatchNums) -> VARTokenizerConfig:

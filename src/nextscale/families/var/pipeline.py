@@ -20,8 +20,10 @@ from nextscale.families.var.memory import estimate_memory
 from nextscale.families.var.session import VARSession
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
+from nextscale.generation.finite import check_likelihoods
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
+from nextscale.generation.noise import VERSION, Noise
 from nextscale.generation.request import (
     Drawn,
     GenerationOutput,
@@ -38,7 +40,7 @@ from nextscale.generation.request import (
     with_values,
 )
 from nextscale.generation.soft import SoftCodes
-from nextscale.generation.tokens import Drawer, Sampler
+from nextscale.generation.tokens import Drawer, Filters, Sampler
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.schedules import StrengthLike
@@ -212,16 +214,16 @@ class VARPipeline(Pipeline):
         guidance = GuidanceChain([cfg, spatial])
 
         def draw_span(span: slice) -> Drawn:
-            draw = Drawer(sampler, filters, seeds[span], self.schedule.lengths, self.device)
             wanted = torch.tensor(numbers[span], device=self.device)
             if on_step is None and not more_smooth and sampler != "multinomial":
-                return self._recorded(wanted, draw, guidance)
+                return self._recorded(wanted, seeds[span], guidance, filters, sampler)
+            draw = Drawer(sampler, filters, seeds[span], self.device)
             smooth = SoftCodes.of(draw) if more_smooth else None
             session = VARSession(self.transformer, self.tokenizer, wanted, guidance.branches, smooth)
             return draw_batch(session, draw, guidance, on_step)
 
         images, tokens = draw_batches(
-            len(numbers), batch_size, draw_span, self.tokenizer.decode_latent, output_type
+            len(numbers), batch_size, draw_span, self.tokenizer.decode_latent, output_type, self.dtype
         )
         settings = {
             "nextscale": __version__,
@@ -238,26 +240,36 @@ class VARPipeline(Pipeline):
             "temperature": filters.temperature,
             "more_smooth": more_smooth,
             "sampler": sampler,
+            "sampler_version": VERSION,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
         return GenerationOutput(images, tokens, seeds, settings)
 
-    def _recorded(self, labels: Tensor, draw: Drawer, guidance: GuidanceChain) -> Drawn:
-        """One batch, all of whose draws come from the drawer's numbers; on a GPU it may be a recording."""
+    def _recorded(
+        self,
+        labels: Tensor,
+        seeds: Sequence[int],
+        guidance: GuidanceChain,
+        filters: Filters,
+        sampler: Sampler,
+    ) -> Drawn:
+        """One batch, which depends on nothing but labels and seeds; on a GPU it may be a recording."""
 
-        def run(labels: Tensor, numbers: Tensor) -> list[Tensor]:
+        def run(labels: Tensor, seeds: Tensor) -> list[Tensor]:
+            draw = Drawer(sampler, filters, seeds, self.device)
             session = VARSession(self.transformer, self.tokenizer, labels, guidance.branches)
-            drawn = draw_batch(session, draw.reading(numbers), guidance)
-            return [*drawn.tokens, drawn.latent]
+            drawn = draw_batch(session, draw, guidance)
+            return [*drawn.tokens, drawn.latent, drawn.finite]
 
         def size() -> int:
             estimate = self.memory_estimate(len(labels), guided=len(guidance.branches) > 1, ssg=True)
             return estimate.cache + estimate.activations
 
-        kind = (len(labels), guidance.methods, draw.filters, draw.sampler)
+        kind = (len(labels), guidance.methods, filters, sampler)
         models = [self.transformer, self.tokenizer.quantize]
-        *tokens, latent = self.recordings.run(models, kind, size, run, labels, draw.noise.drawn)
-        return Drawn(tokens, latent)
+        given = labels, Noise(seeds, self.device).seeds
+        *tokens, latent, finite = self.recordings.run(models, kind, size, run, *given)
+        return Drawn(tokens, latent, finite)
 
     def memory_estimate(
         self,
@@ -305,7 +317,7 @@ class VARPipeline(Pipeline):
         """Teacher-forced log-likelihood of the pictures' tokens given their classes, per scale.
 
         Returns float64 ``(B, K)`` in nats, summed over each scale's positions; its sum over K is that of the
-        whole token sequence.
+        whole token sequence. Raises NotFiniteError where it would be none.
         """
         tokens = self.tokenizer.encode(image_tensor(images, self.image_size))
         numbers = resolve_labels(labels, self.class_names, self.transformer.config.num_classes)
@@ -314,6 +326,7 @@ class VARPipeline(Pipeline):
         logits = self.transformer(torch.tensor(numbers), self.tokenizer.next_inputs(tokens))  # (B, L, V)
         targets = torch.cat([t.flatten(1) for t in tokens], 1)  # (B, L)
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").cpu().double()
+        check_likelihoods(losses, self.dtype)
         return -torch.stack([losses[:, self.schedule.span(k)].sum(1) for k in range(len(tokens))], 1)
 
 
