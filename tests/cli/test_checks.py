@@ -224,12 +224,21 @@ ABSURD = [
     {"more_smooth": "yes"},
     {"sampler": ["paired"]},
     {"dtype": 16},
+    {"sampler_version": 10**30},
+    {"sampler_version": "2"},
+    {"sampler_version": True},
     {"ssg": {"beta": DEEP}},
     {"ssg": {"beta": [0.1] * 10_000}},
     {"ssg": [0.1]},
     {"guidance_scale": {"scale": {"deep": 1}}},
     {"guidance_scale": {str(i): 1 for i in range(100)}},
     {"source": {"model": 5}},
+    {"source": {"model": "a\0b"}},
+    {"source": {"model": "a\nb"}},
+    {"source": {"model": "a" * 5000}},
+    {"nextscale": "9" * 9000},
+    {"command": "rm"},
+    {"command": ["generate"]},
     {"source": {"depth": 10**9}},
     {"arms": [{"beta": 1}] * 1000},
     {"weights": 5},
@@ -280,6 +289,23 @@ def test_a_picture_that_says_it_is_huge():
     Path("a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
     with pytest.raises(InvalidArgumentError, match="has 12000 x 12000 pixels, more than"):
         read_settings(Path("a.png"))
+
+
+def test_names_that_no_file_can_have(capsys):
+    for arguments in (("--model", "a" * 5000), ("--from", "b" * 300), ("-o", "c" * 300 + ".png")):
+        assert "name too long" in failure(capsys, "generate", *arguments).lower()
+
+
+def test_a_single_picture_is_not_enlarged_beyond_the_largest_sheet(wide_model: Path, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        main(["generate", "-p", "a", "-p", "b", "-m", str(wide_model), "--separate", "s", "--seed", "1"])
+    capsys.readouterr()
+    single = next(Path("s").glob("0001-*.png"))
+    stored = read_settings(single)
+    save_png(Image.open(single).convert("RGB"), single, stored | {"layout": {"columns": 1, "zoom": 64}})
+    monkeypatch.setattr("nextscale.cli.setup.pictures.MAX_PIXELS", 64 * 64 * 64 * 64 - 1)
+    said = failure(capsys, "generate", "--from", single, "-o", "again.png")
+    assert "the picture would have 16,777,216 pixels" in said
 
 
 def test_a_sheet_that_could_not_be_opened_again(model: Path, capsys):

@@ -105,7 +105,7 @@ def generate(
         job = setup.load(given, model.device, model.dtype)
     guidance = request.with_model_default(job.pipe, guidance)
     if setup.stored.get("batch") and not (typed or how_many.given()):
-        settings, images = _draw_again(job, guidance)
+        settings, images = _draw_again(job, guidance, files.zoom)
     else:
         wanted = job.choose(typed, how_many)
         job.check_size(len(wanted), files.zoom or setup.stored_layout(len(wanted)).get("zoom"))
@@ -134,8 +134,11 @@ def _draw(
         return job.draw(wanted, ssg, advance, **changes)
 
 
-def _draw_again(job: Job, ssg: ScaledSpatialGuidance | None) -> tuple[dict[str, Any], list[Image]]:
+def _draw_again(
+    job: Job, ssg: ScaledSpatialGuidance | None, zoom: int | None
+) -> tuple[dict[str, Any], list[Image]]:
     """A single file: its whole batch is drawn, so that every bit agrees, and one picture of it kept."""
+    job.check_size(1, zoom or job.setup.stored_layout(1).get("zoom"))
     batch = job.setup.stored["batch"]
     wanted, index = Pictures(batch[job.subjects.key], batch["seeds"]), batch["index"]
     out = _draw(job, wanted, ssg, 1, batch_size=len(wanted))

@@ -6,6 +6,7 @@ Nothing here, and nothing the command modules import at their top, loads torch, 
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -22,6 +23,7 @@ from nextscale.cli.wording import worded
 from nextscale.errors import NextscaleError, is_out_of_memory
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # a system's words for names that no file can have
 MESSAGE = 1500  # characters
 OUT_OF_MEMORY = (
     "there is too little memory; use a smaller --batch-size, a smaller model, or --dtype bfloat16, where the "
@@ -131,7 +133,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except NextscaleError as error:
         return _complain(worded(str(error)))
     except OSError as error:
-        return _complain(str(error), FAILED)
+        return _complain(str(error), BAD_INPUT if error.errno in _NO_NAMES else FAILED)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -26,9 +26,10 @@ WHITE = (255, 255, 255)
 def check_size(pixels: int, count: int) -> None:
     """Raises InvalidArgumentError for a sheet that would be too large to be opened again."""
     if pixels > MAX_PIXELS:
+        what = "the picture" if count == 1 else f"a sheet of {count:,} pictures"
         raise InvalidArgumentError(
-            f"a sheet of {count:,} pictures would have {pixels:,} pixels, and at most {MAX_PIXELS:,} are "
-            f"written; use a smaller --zoom or --count, or --out DIR for many pictures"
+            f"{what} would have {pixels:,} pixels, and at most {MAX_PIXELS:,} are written; use a smaller "
+            f"--zoom or --count, or --out DIR for many pictures"
         )
 
 

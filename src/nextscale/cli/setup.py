@@ -195,7 +195,7 @@ def _read(path: Path, command: str) -> dict[str, Any]:
         note(f"note: {path} was made by nextscale {stored.get('nextscale')}, and this is {__version__}")
     from nextscale.generation.noise import version_note
 
-    changed = version_note(stored)
+    changed = version_note({k: v for k, v in stored.items() if v is not None})
     if changed is not None:
         note(f"note: {path}: {changed}")
     return stored

@@ -31,6 +31,7 @@ from nextscale.errors import InvalidArgumentError
 
 CHUNK = "nextscale"
 MAX_TEXT = 1 << 20  # characters of all settings
+MAX_NAME = 4_096  # characters
 MAX_DEPTH = 8  # of JSON in JSON; ours has four
 MAX_BATCH_AGAIN = 1_024  # pictures of the batch that a single one was made in, which is drawn as a whole
 MAX_CELLS = 1 << 16  # of all grids together
@@ -119,6 +120,11 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and is_text(value)
 
 
+def _name(value: Any) -> bool:
+    """Of a file or a kind: in one line, and short enough for any system."""
+    return isinstance(value, str) and len(value) <= MAX_NAME and value.isprintable()
+
+
 def _switch(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -157,21 +163,22 @@ def _grids(value: Any) -> bool:
     return sum(math.prod(p) for p in pairs) <= MAX_CELLS
 
 
-_SOURCE = {"depth": _whole(1, LIMITS["depth"])}  # everything else that names a model is a text
+_COMMANDS = ("generate", "compare")  # those that store settings
+_SOURCE = {"depth": _whole(1, LIMITS["depth"])}  # everything else that names a model is a name
 _LAYOUT = {"columns": _whole(1, MAX_COLUMNS), "zoom": _whole(1, MAX_ZOOM)}
 _SEEDS = _per_picture(_whole(0, MAX_SEED), MAX_PICTURES)
 _TOP_K = _one_or_per_step(_whole(0, 2**63 - 1))
 _LAYER = _whole(-LIMITS["guidance_layer"], LIMITS["guidance_layer"])
 _NEEDED: Mapping[str, Check] = {
-    "command": _text,
-    "source": lambda v: isinstance(v, dict) and all(_SOURCE.get(k, _text)(x) for k, x in v.items()),
+    "command": lambda v: v in _COMMANDS,
+    "source": lambda v: isinstance(v, dict) and all(_SOURCE.get(k, _name)(x) for k, x in v.items()),
     "seeds": _SEEDS,
     "layout": lambda v: isinstance(v, dict) and all(k in _LAYOUT and _LAYOUT[k](x) for k, x in v.items()),
     "guidance_scale": _guidance,
 }
 # What may be missing, or null. What stands in no table is not used.
 _KNOWN: Mapping[str, Check] = {
-    **dict.fromkeys(("nextscale", "family", "model", "dtype", "sampler", "pixels", "weights"), _text),
+    **dict.fromkeys(("nextscale", "family", "model", "dtype", "sampler", "pixels", "weights"), _name),
     **dict.fromkeys(("top_p", "min_p"), _number),
     **dict.fromkeys(("more_smooth", "residual"), _switch),
     **{name: _whole(1, LIMITS[name]) for name in ("height", "width", "tile", "mask_iterations")},
@@ -185,6 +192,7 @@ _KNOWN: Mapping[str, Check] = {
     "stop_after": _whole(1, MAX_STEPS),
     "negative_prompt": _either(_text, _per_picture(_text, MAX_PICTURES)),
     "batch_size": _whole(1, MAX_BATCH),
+    "sampler_version": _whole(1, 1_000),
     "batch": _object,
 }
 

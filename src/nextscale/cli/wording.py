@@ -17,9 +17,10 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "stop": ("ssg_stop",),
     "schedule": ("ssg_schedule", "schedule"),
     "rows": ("tile",),
+    "scale": ("guidance_scale",),
 }
 # Words of one part are options only where they are spoken of as such: they are plain English as well.
-_SPOKEN_OF = ("beta", "temperature", "start", "stop", "rows", "height", "width", "seed", "pixels")
+_SPOKEN_OF = ("beta", "temperature", "start", "stop", "rows", "height", "width", "seed", "pixels", "scale")
 # What can be said in Python alone, and what stands for it here.
 _PHRASES: tuple[tuple[str, str], ...] = (
     (r", or pass TextFeatures", ""),
