@@ -114,17 +114,42 @@ def test_missing_and_exchanged_files_and_how_to_go_on(model: Path, tmp_path: Pat
     assert first.read_bytes() == whole
 
 
-def test_pictures_of_something_else(model: Path, tmp_path: Path, capsys):
-    """Two runs that differ in what they show alone, and a shard that went from one to the other."""
+@pytest.mark.parametrize("number", [0, 2])
+@pytest.mark.parametrize("count", [12, 11])
+def test_pictures_of_something_else(number: int, count: int, model: Path, tmp_path: Path, capsys):
+    """Runs that differ in what they show alone, and a shard that went from one to the other."""
     for name in ("cat", "dog"):
-        run("generate", name, "-m", model, "--count", "4", "--shard-size", "4", "--out", tmp_path / name)
-    shutil.copy(tmp_path / "dog" / "shard-000000.tar", tmp_path / "cat")
-    for logs in (True, False):
-        capsys.readouterr()
-        run("verify", tmp_path / "cat", code=1)
-        assert "shows something else than the run" in capsys.readouterr().out
-        if logs:
-            shutil.rmtree(tmp_path / "cat" / "logs")
+        common = ("-m", model, "--count", str(count), "--shard-size", "4")
+        run("generate", name, "bird", *common, "--out", tmp_path / name)
+    shutil.copy(tmp_path / "dog" / f"shard-00000{number}.tar", tmp_path / "cat")
+    capsys.readouterr()
+    run("verify", tmp_path / "cat", code=1)
+    captured = capsys.readouterr()
+    where = str(tmp_path / "cat" / f"shard-00000{number}.tar")
+    assert captured.out == f"{where!r} was changed: it is not what the run has written\n"
+    assert "1 damaged of 3 files" in captured.err  # the others are not blamed
+    shutil.rmtree(tmp_path / "cat" / "logs")
+    run("verify", tmp_path / "cat", code=1)
+    assert "shows something else than the run" in capsys.readouterr().out
+
+
+def test_what_a_picture_is_said_to_be(copy: Callable, capsys):
+    folder = copy("folder")
+    listing = folder / "shard-000001" / "metadata.jsonl"
+    whole = listing.read_text()
+    shutil.rmtree(folder / "logs")
+    for old, new, said in [
+        ('"seed": 5', '"seed": 9', "picture 5 is said to have the seed 9, and it is 5"),
+        ('"label": 5', '"label": 3', "shows something else than the run"),
+        ('"index": 6', '"index": 7', "has picture 7 where 6 belongs"),
+    ]:
+        assert old in whole
+        listing.write_text(whole.replace(old, new, 1))
+        run("verify", folder, code=1)
+        assert said in capsys.readouterr().out
+    listing.write_text(whole + whole.splitlines()[0].replace('"index": 4', '"index": 8') + "\n")
+    run("verify", folder, code=1)
+    assert "has picture 8 after its last one" in capsys.readouterr().out
 
 
 def test_an_npz_whose_parts_are_not_joined(copy: Callable, capsys):

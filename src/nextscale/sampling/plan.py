@@ -127,7 +127,9 @@ class RunPlan:
             plan = cls(**{f.name: stored[f.name] for f in fields(cls)})
             whole = plan.hash == stored.get("hash")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
+            own = isinstance(error, InvalidArgumentError)
+            said = str(error) if own else f"{type(error).__name__}: {error}"
+            reason = textwrap.shorten(said, 200, placeholder=" …")
             raise InvalidArgumentError(f"it is damaged: {reason}") from None
         if not whole:
             raise InvalidArgumentError("it is damaged, or was edited: its hash does not fit")

@@ -69,8 +69,14 @@ def checked_items(plan: RunPlan, path: Path, wanted: range) -> Iterator[Item]:
     try:
         for item in read_shard(plan, path, wanted):
             index = next(expected, None)
-            if item.index != index or item.seed != plan.seed + item.index:
-                raise DataError(f"{str(path)!r} has picture {item.index} where {index} belongs")
+            if item.index != index:
+                where = "after its last one" if index is None else f"where {index} belongs"
+                raise DataError(f"{str(path)!r} has picture {item.index} {where}")
+            if item.seed != plan.seed + item.index:
+                raise DataError(
+                    f"{str(path)!r}: picture {item.index} is said to have the seed {item.seed}, and it is "
+                    f"{plan.seed + item.index}"
+                )
             if item.pixels.shape != (*plan.size, 3):
                 raise DataError(f"{str(path)!r}: picture {item.index} has the shape {item.pixels.shape}")
             yield item

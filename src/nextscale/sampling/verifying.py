@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,16 @@ def check_files(folder: Path, plan: RunPlan, advance: Advance = lambda pictures:
             yield FileState(path, len(wanted), "missing", is_missing=True)
             advance(len(wanted))
             continue
-        read = 0
+        read, subjects = 0, []
         try:
             for item in checked_items(plan, path, wanted):
-                shown.add(path, item.index, item.subject)
+                subjects.append((item.index, item.subject))
                 read += 1
                 advance(1)
-            shown.check(path)
+            # First, so that what a changed file says is not held against the others.
             if path.name in digests and path_digest(path) not in digests[path.name]:
                 raise DataError(f"{str(path)!r} was changed: it is not what the run has written")
+            shown.add(path, subjects)
         except DataError as error:
             yield FileState(path, len(wanted), str(error))
             advance(len(wanted) - read)
@@ -79,18 +80,22 @@ class _Shown:
     def __init__(self, plan: RunPlan) -> None:
         self.plan = plan
         self.cycle: dict[int, Any] = {}
+        self.is_checked = False  # the whole cycle, by its digest
         # An npz holds no prompts.
         self.is_known = not (plan.format == "npz" and plan.key == "prompts") and bool(plan.subjects_digest)
 
-    def add(self, path: Path, index: int, subject: Any) -> None:
-        if self.is_known and self.cycle.setdefault(index % self.plan.subjects, subject) != subject:
-            raise DataError(f"{str(path)!r}: picture {index} shows something else than the run")
-
-    def check(self, path: Path) -> None:
-        """With the file that completes the cycle, everything is known."""
-        if not self.is_known or len(self.cycle) < self.plan.subjects:
+    def add(self, path: Path, subjects: Sequence[tuple[int, Any]]) -> None:
+        """Take what a file's pictures show. Raises DataError if that is not what the run asks for."""
+        if not self.is_known:
             return
-        self.is_known = False
-        listed = [self.cycle[i] for i in range(self.plan.subjects)]
-        if text_digest(json.dumps(listed)) != self.plan.subjects_digest:
-            raise DataError(f"{str(path)!r}, or a file before it, shows something else than the run")
+        found: dict[int, Any] = {}
+        for index, subject in subjects:
+            place = index % self.plan.subjects
+            if found.setdefault(place, self.cycle.get(place, subject)) != subject:
+                raise DataError(f"{str(path)!r}: picture {index} shows something else than the run")
+        self.cycle.update(found)
+        if len(self.cycle) == self.plan.subjects and not self.is_checked:
+            self.is_checked = True
+            listed = [self.cycle[i] for i in range(self.plan.subjects)]
+            if text_digest(json.dumps(listed)) != self.plan.subjects_digest:
+                raise DataError(f"{str(path)!r}, or a file before it, shows something else than the run")
