@@ -25,6 +25,7 @@ from nextscale.evaluation.shards import SHARD, ShardImages, Shards
 from nextscale.families.var.pipeline import VARPipeline
 from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.digest import pipeline_digest, text_digest
 
 # What a pipeline reports of its settings that is no setting: it stands elsewhere in a protocol, or nowhere.
@@ -106,6 +107,7 @@ class PipelineImages:
         return to_uint8(out.images, self.protocol.rounding)
 
 
+@with_usual_defaults
 def plan(
     pipe: VARPipeline,
     images: int,
@@ -169,6 +171,7 @@ def sampling_in(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k not in _NOT_SAMPLING}
 
 
+@with_usual_defaults
 def plan_samples(samples: Samples, space: FeatureSpace, reference: Reference | None = None) -> Protocol:
     """The protocol of generated pictures from elsewhere, all of them."""
     check_fit(samples.size, space, reference)
@@ -209,6 +212,7 @@ def reference_shards(reference: Reference, space: FeatureSpace, work: Path) -> S
     return Shards(work / f"reference-{key}", reference.count)
 
 
+@with_usual_defaults
 def draw(
     protocol: Protocol,
     images: Images,
@@ -232,6 +236,7 @@ def draw(
     return generated
 
 
+@with_usual_defaults
 def conclude(
     protocol: Protocol,
     generated: Shards,
@@ -259,6 +264,7 @@ def conclude(
     return Result(protocol, figures, {**generated.seconds(), **spent}, versions(), device)
 
 
+@with_usual_defaults
 def run(
     protocol: Protocol,
     images: Images,

@@ -21,6 +21,7 @@ from nextscale.evaluation.images import Advance, Images, unheard
 from nextscale.generation.request import as_batch_size
 from nextscale.sampling.claims import Claims
 from nextscale.sampling.drawing import halved
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.saving import save_tensors
 
 SHARD = 200  # pictures per file
@@ -47,6 +48,7 @@ class Shards:
         """How many pictures :meth:`fill` will ask for: all those of files that are not whole."""
         return sum(self._wanted(i) for i in range(self._files) if self._done(i) != self._wanted(i))
 
+    @with_usual_defaults
     def fill(
         self,
         images: Images,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.families.text import TextFeatures, warn_of_cut
+from nextscale.usual import with_usual_defaults
 from nextscale.whole import as_whole
 
 END = "</s>"  # closes every prompt, so that none is without a token
@@ -47,6 +48,7 @@ class WordEncoder:
     def width(self) -> int:
         return self._width
 
+    @with_usual_defaults
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
         rows = [self._rows(prompt, index) for index, prompt in enumerate(prompts)]
         return TextFeatures.from_packed(torch.cat(rows), [len(r) for r in rows])

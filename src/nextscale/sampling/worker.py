@@ -32,6 +32,7 @@ from nextscale.sampling.plan import (
     write_manifest,
 )
 from nextscale.sampling.writers import Item, ShardWriter, open_shard, sync_folder
+from nextscale.usual import with_usual_defaults
 
 POLL = 0.5  # seconds between looks at what others do, when nothing is free
 COUNT = 1.0  # seconds for which what others have done is not looked up again
@@ -59,6 +60,7 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
+@with_usual_defaults
 def begin(
     folder: Path, plan: RunPlan, pictures: RunPictures, batch: int, note: Callable[[str], None]
 ) -> RunPlan:
@@ -100,6 +102,7 @@ class Worker:
     _slowest: float = 0.0
     _counted: tuple[float, int] = (0.0, 0)  # when pictures were last counted, and how many there were
 
+    @with_usual_defaults
     def run(self) -> None:
         """Work until every shard is there.
 

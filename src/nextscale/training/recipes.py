@@ -53,6 +53,7 @@ from nextscale.training.reconstruction import Tokenizer
 from nextscale.training.tokenizer import TokenizerTask
 from nextscale.training.trainer import Reporter, print_report, train
 from nextscale.training.transformer import TransformerTask, init_transformer, token_maps
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.files import Module, check_shapes
 from nextscale.weights.layout import load_module, locate
 
@@ -83,6 +84,7 @@ __all__ = [
 HELD_OUT_IMAGES = 1000  # that the transformer's held-out loss is measured on
 
 
+@with_usual_defaults
 def train_tokenizer(
     data: str | Path,
     output: str | Path,
@@ -125,6 +127,7 @@ def train_tokenizer(
     return train(task, settings, Path(output), resume=resume, report=report)
 
 
+@with_usual_defaults
 def train_transformer(
     data: str | Path,
     output: str | Path,
@@ -272,6 +275,7 @@ def _class_names(data: ImageSource, known: Sequence[str]) -> Sequence[str]:
     return data.class_names or (known if len(known) == data.num_classes else ())
 
 
+@with_usual_defaults
 def train_classifier(
     data: str | Path,
     output: str | Path,

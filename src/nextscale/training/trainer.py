@@ -27,6 +27,7 @@ from nextscale.training.data import batches
 from nextscale.training.log import LOG, Log
 from nextscale.training.parallel import Team
 from nextscale.training.schedule import learning_rate, weight_decay
+from nextscale.usual import with_usual_defaults
 
 CHECKPOINT = "checkpoint.pt"
 MAX_SKIPPED = 100
@@ -131,6 +132,7 @@ def print_report(record: dict[str, Any], step: int, total: int) -> None:
     print(f"{step}/{total}  {values}", flush=True)
 
 
+@with_usual_defaults
 def train(
     task: Task[Model],
     settings: TrainSettings,

@@ -47,6 +47,7 @@ from nextscale.guidance.schedules import StrengthLike
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.nn.placement import place
 from nextscale.scales import ScaleSchedule
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
 from nextscale.whole import as_whole
 
@@ -89,6 +90,7 @@ class HARTPipeline(TextPipeline):
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
+    @with_usual_defaults
     def from_pretrained(
         cls,
         name: str | Path,
@@ -128,6 +130,7 @@ class HARTPipeline(TextPipeline):
         )
 
     @classmethod
+    @with_usual_defaults
     def from_official(
         cls,
         transformer: str | Path,
@@ -192,6 +195,7 @@ class HARTPipeline(TextPipeline):
 
     # ------------------------------------------------------------------ generation
 
+    @with_usual_defaults
     @torch.no_grad()
     def __call__(
         self,
@@ -317,6 +321,7 @@ class HARTPipeline(TextPipeline):
 
     # ------------------------------------------------------------------ further uses
 
+    @with_usual_defaults
     @torch.no_grad()
     def reconstruct(
         self,

@@ -21,6 +21,7 @@ from torch import Tensor
 from nextscale.errors import InvalidArgumentError, warn
 from nextscale.families.text import TextFeatures
 from nextscale.families.text_models import PretrainedEncoder
+from nextscale.usual import with_usual_defaults
 from nextscale.whole import as_whole
 
 PUBLISHED = "mit-han-lab/Qwen2-VL-1.5B-Instruct"
@@ -91,6 +92,7 @@ class HARTTextEncoder(PretrainedEncoder):
         """The language model of one that takes pictures too, whose picture part is not needed."""
         return getattr(model, "language_model", model)
 
+    @with_usual_defaults
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
         """Features ``(B, context_token, width)`` in float32 on the encoder's device."""
         if self.system_prompt is None:

@@ -54,6 +54,7 @@ from nextscale.guidance.schedules import StrengthLike
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.nn.placement import place
 from nextscale.scales import Grid, ScaleSchedule
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
 from nextscale.whole import as_whole
 
@@ -96,6 +97,7 @@ class InfinityPipeline(TextPipeline):
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
+    @with_usual_defaults
     def from_pretrained(
         cls,
         name: str | Path,
@@ -133,6 +135,7 @@ class InfinityPipeline(TextPipeline):
         )
 
     @classmethod
+    @with_usual_defaults
     def from_official(
         cls,
         transformer: str | Path,
@@ -220,6 +223,7 @@ class InfinityPipeline(TextPipeline):
 
     # ------------------------------------------------------------------ generation
 
+    @with_usual_defaults
     @torch.no_grad()
     def __call__(
         self,
@@ -348,6 +352,7 @@ class InfinityPipeline(TextPipeline):
 
     # ------------------------------------------------------------------ further uses
 
+    @with_usual_defaults
     @torch.no_grad()
     def reconstruct(
         self,

@@ -13,6 +13,7 @@ from nextscale.families.infinity.transformer import InfinityTransformer
 from nextscale.families.text import TextEncoder, TextFeatures
 from nextscale.families.text_models import PretrainedEncoder
 from nextscale.families.words import WordEncoder
+from nextscale.usual import with_usual_defaults
 from nextscale.whole import as_whole
 
 PUBLISHED = "google/flan-t5-xl"
@@ -61,6 +62,7 @@ class T5TextEncoder(PretrainedEncoder):
         self.adopt(model, tokenizer)
         return self
 
+    @with_usual_defaults
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
         """Features ``(B, T, width)`` in float32 on the encoder's device."""

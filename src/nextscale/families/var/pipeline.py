@@ -48,6 +48,7 @@ from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.nn.placement import place
 from nextscale.recording import Recordings
 from nextscale.scales import Grid, ScaleSchedule
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
 
 FAMILY = "var"
@@ -87,6 +88,7 @@ class VARPipeline(Pipeline):
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
+    @with_usual_defaults
     def from_pretrained(
         cls,
         name: str | Path,
@@ -115,6 +117,7 @@ class VARPipeline(Pipeline):
         )
 
     @classmethod
+    @with_usual_defaults
     def from_official(
         cls,
         transformer: str | Path,
@@ -169,6 +172,7 @@ class VARPipeline(Pipeline):
 
     # ------------------------------------------------------------------ generation
 
+    @with_usual_defaults
     @torch.no_grad()
     def __call__(
         self,
@@ -298,6 +302,7 @@ class VARPipeline(Pipeline):
 
     # ------------------------------------------------------------------ looking at real pictures
 
+    @with_usual_defaults
     def reconstruct(
         self, images: Tensor | Image.Image | Sequence[Image.Image], output_type: OutputType = "pil"
     ) -> Any:
@@ -310,6 +315,7 @@ class VARPipeline(Pipeline):
             self.tokenizer.decode(self.tokenizer.encode(image_tensor(images, self.image_size))), output_type
         )
 
+    @with_usual_defaults
     @torch.no_grad()
     def log_likelihood(
         self, images: Tensor | Image.Image | Sequence[Image.Image], labels: Label | Sequence[Label]
