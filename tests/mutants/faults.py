@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from tests.mutants import drawing, keeping, measuring
+from tests.mutants import drawing, keeping, measuring, page
 
-FAULTS = (*measuring.FAULTS, *drawing.FAULTS, *keeping.FAULTS)
-=======
-from tests.mutants import drawing, measuring, page
-
-FAULTS = (*measuring.FAULTS, *drawing.FAULTS, *page.FAULTS)
->>>>>>> x-page
+FAULTS = (*measuring.FAULTS, *drawing.FAULTS, *keeping.FAULTS, *page.FAULTS)
