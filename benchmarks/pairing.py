@@ -2,6 +2,8 @@
 
     python benchmarks/pairing.py --json docs/results/pairing.json --picture docs/images/pairing.png
 
+With ``--page docs/pairing.md`` the table there is made anew.
+
 Step by step: both distributions, without and with SSG, are sampled from on the same prefix with the same
 random numbers, and the share of tokens (or bits) that agree is counted; the overlap of the two distributions
 is the most there can be. Whole pictures: the correlation of all pixels of two runs from the same seeds.
@@ -122,6 +124,13 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def put_table(page: Path, figures: dict[str, Any]) -> None:
+    """Put the table into a page, between its marks."""
+    before, rest = page.read_text().split("<!-- table -->\n")
+    after = rest[rest.index("<!-- end -->") :]
+    page.write_text(f"{before}<!-- table -->\n{table(figures)}\n{after}")
+
+
 def show(pipe: Any, subjects: Sequence[Any], seeds: list[int], strength: float, target: Path) -> None:
     """Write the same seeds without and with SSG, by both samplers side by side."""
     blocks = []
@@ -149,6 +158,7 @@ def main() -> None:
     parser.add_argument("--ssg", type=float, nargs="*", default=[0.3, 0.6])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="put the table into this page")
     parser.add_argument("--picture", type=Path, help="write four pictures by both samplers, a .png")
     given = parser.parse_args()
     pipe = load_pretrained(given.model)
@@ -177,6 +187,8 @@ def main() -> None:
     print(table(figures))
     if given.json is not None:
         given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if given.page is not None:
+        put_table(given.page, figures)
     if given.picture is not None:
         show(pipe, *some(4), given.ssg[0], given.picture)
 

@@ -75,8 +75,11 @@ def test_twenty_visitors_at_once_all_get_their_pictures(server):
         ("x" * (bounds.QUERY + 1), "at most 8000"),
     ],
 )
-def test_what_is_out_of_bounds_is_refused_with_a_message(client: Client, server, query: str, message: str):
+def test_what_is_out_of_bounds_is_refused_with_a_message(
+    client: Client, server, model: Path, query: str, message: str
+):
     answer = draw(client, query)
+    assert str(model.parents[1]) not in answer  # where models lie is nobody's business
     assert message in answer and "Not drawn" in answer
     assert "data:image" not in answer
     assert "Traceback" not in server.said()

@@ -66,6 +66,32 @@ def test_a_link_reads_like_a_command():
     assert value.seeds == [7, 8, 9, 10] and value.wanted[2:] == ["great white shark"] * 2
 
 
+def test_strength_can_be_off_or_the_models_own():
+    for word in ("off", "none", "0"):
+        assert Settings.from_query(f"?ssg={word}", "m").ssg == (0.0,)
+    assert Settings.from_query("?ssg=default", "m").ssg is None
+    shaped = Settings.from_query("?ssg=default&ssg-schedule=linear&prior=dct", "m")
+    assert (shaped.ssg, shaped.ssg_schedule, shaped.prior) == (None, "linear", "dct")
+    for text in ("", "on", "Off", "off,0.5", "default,1", "0.1,off"):
+        with pytest.raises(InvalidArgumentError, match="ssg is a number"):
+            Settings.from_query(f"?ssg={text}", "m")
+    with pytest.raises(InvalidArgumentError, match="from 0 to 20, default or off, got 'on'"):
+        Settings.from_query("?ssg=on", "m")
+
+
+@pytest.mark.parametrize("text", ["7 3", "7,3", " 7 , 3 ", "7\t3", "7\u00a03", "7\n3"])
+def test_two_seeds_are_never_one_of_more_digits(text: str):
+    assert Settings("m").changed(seed=text).seed == (7, 3)
+
+
+@pytest.mark.parametrize(
+    "text", ["7_3", "7;3", "7-3", "7\u200b3", "7.3", "7,,3", "7,", ",7", "7'3", "٧", "７", " "]
+)
+def test_what_is_no_seed_is_refused(text: str):
+    with pytest.raises(InvalidArgumentError, match="seed is a whole number"):
+        Settings("m").changed(seed=text)
+
+
 def test_subjects_are_one_line_each():
     assert Settings.from_query("?prompt=a%0Ab%00c++d", "m").subjects == ("a b c d",)
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nextscale.generation.noise import (
-    VERSION,
     Noise,
     Stream,
     derive,
@@ -19,7 +18,6 @@ from nextscale.generation.noise import (
     scramble,
     signed,
     uniform,
-    version_note,
 )
 
 WORD = 2**64 - 1
@@ -157,22 +155,3 @@ def test_neighbours_are_independent(seed: int):
         expected = len(x) / 256
         statistic = float(((fields - expected).square() / expected).sum())
         assert abs(statistic - 255) < 5 * math.sqrt(2 * 255), name
-
-
-# ------------------------------------------------------------------ versions
-
-
-def test_pictures_of_another_sampler_say_so():
-    now = {"sampler": "paired", "sampler_version": VERSION}
-    assert version_note(now) is None
-    assert version_note({"sampler": "greedy"}) is None
-    assert version_note({"sampler": "multinomial", "more_smooth": True, "residual": None}) is None
-    for old in (
-        {"sampler": "paired"},
-        {"sampler": "paired", "sampler_version": VERSION + 1},
-        {"sampler": "greedy", "residual": True},
-        {"sampler": "multinomial", "mask_iterations": 4},
-        {"sampler": "greedy", "more_smooth": True},
-    ):
-        note = version_note(old)
-        assert note is not None and "cannot be made again to the bit" in note

@@ -166,9 +166,5 @@ def _read(path: Path, command: str) -> dict[str, Any]:
         )
     if stored.get("nextscale") != __version__:
         note(f"note: {path} was made by nextscale {stored.get('nextscale')}, and this is {__version__}")
-    from nextscale.generation.noise import version_note
-
-    changed = version_note(stored)
-    if changed is not None:
-        note(f"note: {path}: {changed}")
+    pictures.note_version(path, stored)
     return stored

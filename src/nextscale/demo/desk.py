@@ -6,6 +6,7 @@ changes: ``{"status": html, ...}``.
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
 import time
@@ -27,7 +28,7 @@ from nextscale.demo.strip import strengths, strip_of
 from nextscale.demo.views import Shown
 from nextscale.demo.visits import Entry, Visit, Visits
 from nextscale.errors import InvalidArgumentError
-from nextscale.generation.noise import version_note
+from nextscale.generation.version import version_note
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 
 SLOW = 5.0
@@ -35,7 +36,7 @@ SLOW = 5.0
 Changes = dict[str, Any]
 _WAITING = views.working("Waiting for its turn")
 _DRAWING = views.working("Drawing")
-_PRESS = views.ready("Press Draw to make the pictures.")
+_PRESS, _CANCELLED = "Press Draw to make the pictures.", "Cancelled."
 _TURNED_OFF = f" “{LIVE}” is off now, since these take long."
 # What was wrong with the controls is not wrong any more.
 _MENDED: Changes = {"problem": ""}
@@ -101,17 +102,22 @@ class Desk:
         settings = model.complete(Settings(name).changed(count=count, seed=seed))
         return self._set(visit, model, settings, draw=model.is_quick)
 
-    def change(self, visit: Visit, values: Mapping[str, Any], *, draw: bool) -> Changes:
-        """A control has been moved. draw: whether that is to be drawn, or waits for the button."""
+    def change(
+        self, visit: Visit, values: Mapping[str, Any], *, draw: bool, pressed: bool = False
+    ) -> Changes:
+        """A control has been moved, or only left. draw: whether that is to be drawn, or waits for the button.
+        pressed: somebody asks for it by a button, even if nothing has changed since it was cancelled.
+        """
         model = self.shelf.get(bounds.text(values["model"], "model"))
         settings = model.complete(settings_of(values, model))
         query = settings.to_query(model.key)
-        if visit.query == query and not visit.ticket.is_set():  # on the page already, or on its way
+        if visit.query == query and not (pressed and visit.rests):  # on the page, on its way, or not wanted
+            if visit.refused is not None:
+                raise visit.refused.with_traceback(None)
             return {"status": views.ready(visit.said) if visit.said else _DRAWING, **_MENDED}
         if draw:
             return {"job": visit.want(query), "status": _WAITING, **_MENDED, **_editor(model, settings)}
-        pending = views.ready("Settings changed. Press Draw to see what they do.")
-        return {"status": _PRESS if visit.query == query else pending, **_MENDED}
+        return {"status": views.ready("Settings changed. Press Draw to see what they do."), **_MENDED}
 
     def reseed(self, visit: Visit, values: Mapping[str, Any], *, draw: bool) -> Changes:
         """Fresh random numbers, everything else as it is."""
@@ -124,13 +130,11 @@ class Desk:
         try:
             stored = self.files.read_settings(file)
         except InvalidArgumentError as problem:  # its folder on the server is not what the visitor knows
-            raise InvalidArgumentError(str(problem).replace(str(file), file.name)) from None
+            raise InvalidArgumentError(str(problem).replace(f"{file.parent}{os.sep}", "")) from None
         settings, visit.chosen = from_picture(stored, self.shelf)
-        changed = version_note(stored)
-        changes = self._set(visit, self.shelf.get(settings.model), settings, draw=changed is None)
-        if changed is not None:  # another picture must not appear as if it were this one
-            changes["status"] = views.ready(f"Of the picture opened: {changed}. Press Draw to see it.")
-        return changes
+        changed = version_note(stored)  # another picture must not appear as if it were this one
+        said = _PRESS if changed is None else f"Of the picture opened: {changed}. Press Draw to see it."
+        return self._set(visit, self.shelf.get(settings.model), settings, draw=changed is None, said=said)
 
     def recall(self, visit: Visit, index: Any) -> Changes:
         """An entry of the gallery is chosen."""
@@ -148,15 +152,17 @@ class Desk:
     def reframe(self, visit: Visit, frames: bool) -> Changes:
         """Every scale is to be shown, or no longer: pictures drawn without are drawn anew."""
         shown = visit.shown
-        if not frames or not visit.said or shown is None or shown.has_frames:
+        if not frames or not visit.done or shown is None or shown.has_frames:
             return {}
         if visit.live:
             return {"job": visit.want(visit.query), "status": _WAITING}
-        visit.rest(visit.query)
-        return {"status": _PRESS}
+        visit.rest(visit.query, _PRESS)
+        return {"status": views.ready(_PRESS)}
 
-    def _set(self, visit: Visit, model: Model, settings: Settings, *, draw: bool) -> Changes:
-        """All controls as these settings are, and a job if they are to be drawn."""
+    def _set(
+        self, visit: Visit, model: Model, settings: Settings, *, draw: bool, said: str = _PRESS
+    ) -> Changes:
+        """All controls as these settings are, and a job if they are to be drawn, or what to read if not."""
         changes: Changes = {**controls_of(model, settings, self.shelf.names), **_MENDED}
         if visit.model != settings.model:  # else who uses the page has chosen that
             visit.model = settings.model
@@ -165,8 +171,8 @@ class Desk:
         query = settings.to_query(model.key)
         if draw:
             return {**changes, "job": visit.want(query), "status": _WAITING}
-        visit.rest(query)
-        return {**changes, "status": _PRESS}
+        visit.rest(query, said)
+        return {**changes, "status": views.ready(said)}
 
     # ------------------------------------------------------------------ drawing
 
@@ -187,9 +193,9 @@ class Desk:
         except Cancelled:
             if visit.job in ("", job):  # else something newer is on its way, and says so
                 yield self._cancelled(visit)
-        except Exception:
+        except Exception as problem:
             if visit.job in ("", job):
-                visit.stop()  # so that pressing Draw tries it again
+                visit.refused = problem
                 yield self._cancelled(visit)
                 raise
 
@@ -219,7 +225,10 @@ class Desk:
         visit.remember(_entry(shown, visit.chosen, query))
         count = len(settings.wanted)
         took = f"in {time.monotonic() - started:.1f} s" if fresh else "as drawn before"
-        visit.said = f"{count} picture{'s' * (count > 1)}, each without and with SSG, {took}"
+        visit.said, visit.done = (
+            f"{count} picture{'s' * (count > 1)}, each without and with SSG, {took}",
+            True,
+        )
         note = f".{_TURNED_OFF}" if sum(worked) > self.slow and not visit.live else ""
         yield {
             "status": views.ready(visit.said + note),
@@ -305,14 +314,15 @@ class Desk:
 
     def _cancelled(self, visit: Visit) -> Changes:
         """What was there before."""
-        before = visit.shown
+        before, visit.said = visit.shown, visit.said or _CANCELLED
         slider = views.finished_slider(before, visit.chosen) if before else views.waiting_slider((1, 1))
-        return {"status": views.ready("Cancelled."), "slider": slider}
+        return {"status": views.ready(_CANCELLED), "slider": slider}
 
     def cancel(self, visit: Visit) -> Changes:
         """Stop what is being drawn, or waits to be."""
         visit.stop()
-        return {"status": views.ready("Cancelled.")}
+        visit.said = visit.said or _CANCELLED
+        return {"status": views.ready(_CANCELLED)}
 
     # ------------------------------------------------------------------ looking
 

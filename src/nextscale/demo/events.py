@@ -24,7 +24,7 @@ THREADS = bounds.QUEUE + 4 * AT_ONCE
 # Controls that are read when they are used, and those where typing has to end first. What is typed into a
 # list of choices, or removed from it, gradio calls a change and no input.
 CHOSEN = (
-    "live", "count", "prior", "norm", "remember", "sampler", "more_smooth", "residual", "aspect_ratio",
+    "count", "prior", "norm", "remember", "sampler", "more_smooth", "residual", "aspect_ratio",
     "pixels",
 )  # fmt: skip
 # Parts that the server reads or listens to, and never changes.
@@ -75,6 +75,7 @@ class Connection:
         moved += [parts[n].blur for n in TYPED] + [parts["beta"].input, parts["classes"].change]
         moved += [parts["picture"].clear]  # with what was said about it
         self.on(moved, self.changed, ["live", *controls], trigger_mode="always_last")
+        self.on([parts["live"].input], self.switched, ["live", *controls])
         self.on([parts["go"].click], self.pressed, controls)
         self.on([parts["reseed"].click], self.reseeded, ["live", *controls])
         self.on([parts["frames"].input], desk.reframe, ["frames"])
@@ -101,7 +102,13 @@ class Connection:
         return self.desk.change(visit, dict(zip(NAMES, values, strict=True)), draw=visit.live)
 
     def pressed(self, visit: Visit, *values: Any) -> Changes:
-        return self.desk.change(visit, dict(zip(NAMES, values, strict=True)), draw=True)
+        return self.desk.change(visit, dict(zip(NAMES, values, strict=True)), draw=True, pressed=True)
+
+    def switched(self, visit: Visit, live: Any, *values: Any) -> Changes:
+        visit.live = bool(live)  # on: what waits for the button is drawn
+        return self.desk.change(
+            visit, dict(zip(NAMES, values, strict=True)), draw=visit.live, pressed=visit.live
+        )
 
     def reseeded(self, visit: Visit, live: Any, *values: Any) -> Changes:
         visit.live = bool(live)

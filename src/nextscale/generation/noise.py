@@ -8,7 +8,7 @@ is drawn. The hash is whole-number arithmetic modulo 2^64 and gives the same bit
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final
 
@@ -16,12 +16,6 @@ import torch
 from torch import Tensor
 
 from nextscale.nn.placement import CPU
-
-VERSION: Final = 2
-"""Of the numbers behind an image, stored with its settings; raised when a seed comes to mean another picture.
-
-1, which was not stored, drew by inverse CDF over sorted probabilities, from PyTorch's generators.
-"""
 
 GOLDEN: Final = 0x9E3779B97F4A7C15
 """The increment of SplitMix64 (Steele, Lea and Flood, 2014): 2^64 divided by the golden ratio, made odd."""
@@ -37,23 +31,6 @@ class Stream(IntEnum):
     MIXTURES = 1  # of codes, see soft.py
     ORDER = 2  # in which the cells of a masked scale are predicted
     RESIDUAL = 3  # diffusion of what codes leave out
-
-
-def version_note(settings: Mapping[str, Any]) -> str | None:
-    """Say why a picture with these settings cannot be made again to the bit, or None if it can.
-
-    settings: as an output's, or as a file holds them, of any version of the library.
-    """
-    stored = settings.get("sampler_version", 1)
-    elsewhere = settings.get("residual") or settings.get("mask_iterations", 1) not in (None, 1)
-    mixed = settings.get("more_smooth") and settings.get("sampler") != "multinomial"
-    if stored == VERSION or not (settings.get("sampler", "paired") == "paired" or elsewhere or mixed):
-        return None
-    return (
-        f"its random numbers were drawn in another way (version {stored!r} of the sampler; this is "
-        f"{VERSION}), so that it cannot be made again to the bit: the same settings and seeds give another "
-        f"picture now"
-    )
 
 
 def signed(word: int) -> int:

@@ -6,7 +6,7 @@ import operator
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 from PIL import Image
@@ -22,11 +22,11 @@ from nextscale.generation.finite import (
     finite_rows,
 )
 from nextscale.generation.loop import Session, StepCallback, generate
-from nextscale.generation.noise import VERSION
 from nextscale.generation.tokens import Drawer, Filters
+from nextscale.generation.version import VERSION
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance, Convention, Ramp
-from nextscale.guidance.schedules import StrengthLike
+from nextscale.guidance.schedules import StrengthLike, is_single
 from nextscale.guidance.ssg import DEFAULT_BETA, ScaledSpatialGuidance, as_ssg
 from nextscale.kernels import constant_weights
 from nextscale.pixels import to_rgb
@@ -123,7 +123,7 @@ def resolve_cfg(
     if isinstance(scale, ClassifierFreeGuidance):
         return scale
     described = ClassifierFreeGuidance(scale, convention=convention)
-    return replace(described, ramp=ramp) if ramp and isinstance(described.scale, float) else described
+    return replace(described, ramp=ramp) if ramp and is_single(described.scale) else described
 
 
 def with_values(method: Method, grids: Sequence[Grid]) -> Method:
@@ -132,9 +132,9 @@ def with_values(method: Method, grids: Sequence[Grid]) -> Method:
     They are asked for once, so that all batches of a call use the same, and can be stored.
     """
     if isinstance(method, ClassifierFreeGuidance) and callable(method.scale):
-        return replace(method, scale=method.scales(grids))
+        return replace(method, scale=cast("tuple[float, ...]", method.scales(grids)))
     if isinstance(method, ScaledSpatialGuidance) and callable(method.beta):
-        return replace(method, beta=method.betas(grids))
+        return replace(method, beta=cast("tuple[float, ...]", method.betas(grids)))
     return method
 
 
