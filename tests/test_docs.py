@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import forkserver
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))]
@@ -77,13 +76,7 @@ def commands(block: Block) -> list[list[str]]:
 
 
 def run_command(block: Block, arguments: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "nextscale.cli.main", *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = forkserver.run_command(arguments, Path.cwd(), timeout=600)
     assert done.returncode == 0, f"{block}: nextscale {shlex.join(arguments)}\n{done.stdout}\n{done.stderr}"
 
 

@@ -20,11 +20,13 @@ MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*
 
 # What each part of the library may import besides itself; "" is the package, whose __init__ imports nothing
 # at once and is tested by running it.
-BASE = {"errors", "scales", "pixels", "kernels", "fused", "recording", ""}
+BASE = {"errors", "whole", "usual", "scales", "pixels", "kernels", "fused", "recording", ""}
 MODEL = BASE | {"guidance", "nn", "generation", "weights", "families"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "scales": {"errors"},
+    "whole": set(),
+    "usual": set(),
+    "scales": {"errors", "whole"},
     "pixels": {"errors"},
     "fused": set(),
     "kernels": {"fused"},

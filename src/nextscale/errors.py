@@ -64,6 +64,17 @@ class DataError(NextscaleError, ValueError):
     """Training or evaluation data cannot be read or has an unexpected layout."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory was too little, in the words of CUDA, MPS and the CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in text
+        for words in ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+    )
+
+
 class NextscaleWarning(UserWarning):
     """Something was done in another way than asked for; the message says what, and how to avoid it."""
 

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import MappingProxyType
+from typing import Any
 
 from nextscale.errors import GridError
+from nextscale.whole import as_whole
 
 Grid = tuple[int, int]
 
@@ -41,7 +43,8 @@ class ScaleSchedule:
     @classmethod
     def from_sides(cls, sides: Iterable[int | Grid]) -> ScaleSchedule:
         """From ``patch_nums``: the side of a square grid per step, or ``(height, width)`` pairs."""
-        return cls(tuple((s, s) if isinstance(s, int) else _grid(s) for s in sides))
+        given: Iterable[Any] = sides
+        return cls(tuple(_grid((s, s) if as_whole(s) is not None else s) for s in given))
 
     @classmethod
     def preset(cls, name: str) -> ScaleSchedule:
@@ -103,11 +106,10 @@ class ScaleSchedule:
 
 def _grid(value: Sequence[int]) -> Grid:
     try:
-        h, w = value
-        ok = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (h, w))
+        h, w = map(as_whole, value)
     except (TypeError, ValueError):
-        ok = False
-    if not ok:
+        h = w = None
+    if h is None or w is None or min(h, w) < 1:
         raise GridError(f"a grid is a pair of positive whole numbers (height, width), got {value!r}")
     return (h, w)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tests.forkserver import run_command
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2Model, T5Config, T5EncoderModel
 
@@ -142,18 +141,13 @@ def hart_model(tmp_path_factory: pytest.TempPathFactory, language_model: Path) -
 
 @pytest.fixture
 def nextscale(tmp_path: Path) -> Command:
-    """Runs ``nextscale ARGUMENTS`` in an empty folder; fails the test unless the exit code is as expected."""
+    """Runs ``nextscale ARGUMENTS`` in an empty folder, see ``tests/forkserver.py``.
+
+    It fails the test unless the exit code is as expected.
+    """
 
     def run(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "nextscale.cli.main", *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        done = run_command(arguments, tmp_path)
         assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -36,6 +36,11 @@ def test_models_are_named_in_one_text(tmp_path: Path, monkeypatch):
         (("--model", "nowhere"), "nowhere"),
         (("--model", "cifar10 d16"), "cifar10"),
         (("--device", "toaster"), "toaster"),
+        (("--host", "192.0.2.1"), "cannot listen at '192.0.2.1': Cannot assign requested address; --host"),
+        (("--host", "192.0.2.1", "--port", "8000"), "cannot listen at '192.0.2.1'"),
+        (("--host", "nowhere.invalid"), "cannot listen at 'nowhere.invalid': "),
+        (("--host", "http://127.0.0.1"), "cannot listen at 'http://127.0.0.1': "),
+        (("--host", "x" * 300), "cannot listen at 'xxx"),
     ],
 )
 def test_bad_options_end_with_one_line(arguments, message, capsys: pytest.CaptureFixture[str]):

@@ -17,7 +17,14 @@ from nextscale.errors import ModelNotFoundError
 
 HEAVY = ("torch", "numpy", "PIL", "safetensors", "huggingface_hub")
 EVERY = [(), ("generate",), ("compare",), ("info",), ("convert",), ("train",), ("train", "tokenizer")]
-EVERY += [("evaluate",), ("sweep",), ("tune",), ("train", "transformer"), ("train", "classifier")]
+EVERY += [
+    ("verify",),
+    ("evaluate",),
+    ("sweep",),
+    ("tune",),
+    ("train", "transformer"),
+    ("train", "classifier"),
+]
 
 
 def run_in_process(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
@@ -69,14 +76,14 @@ def test_the_choices_in_the_help_are_those_of_the_library(capsys: pytest.Capture
 BAD = [
     (("generate", "hors"), "unknown class 'hors'; did you mean 'horse'?"),
     (("generate", "--ssg", "abc"), "--ssg takes a number, or several separated by commas; got 'abc'"),
-    (("generate", "--ssg", "-1"), "beta must be finite and at least 0; got -1.0"),
+    (("generate", "--ssg", "-1"), "--ssg must be finite and at least 0; got -1.0"),
     (("generate", "--prior", "dct"), "--prior shapes SSG, which is off"),
     (("generate", "--ssg", "1", "--norm", "odd"), "unknown norm 'odd'"),
     (("generate", "--seed", "x"), "--seed takes a whole number"),
     (("generate", "--seed", "1,2"), "2 seeds for 10 images"),
     (("generate", "--count", "0"), "--count must be at least 1, got 0"),
     (("generate", "--top-k", "many"), "--top-k"),
-    (("generate", "--top-p", "3"), "top_p must be between 0 and 1"),
+    (("generate", "--top-p", "3"), "--top-p must be between 0 and 1"),
     (("generate", "--output", "no/such.png"), "the folder 'no' does not exist"),
     (("generate", "--output", "a.jpg"), "give a name that ends in .png, got 'a.jpg'"),
     (("generate", "--separate", "no/such"), "does not exist; make it first"),

@@ -41,7 +41,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int
 def test_prompts_make_pictures_that_can_be_made_again(
     nextscale, text_model: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ):
-    (tmp_path / "more.txt").write_text(f"\n  {BIRD} \n\n", encoding="utf-8")
+    (tmp_path / "more.txt").write_text(f"  {BIRD} \n\n", encoding="utf-8")
     options = ("--count", 2, "--seed", 5, "--ssg", 0.6, "--batch-size", 3, "--separate", "single")
     done = nextscale("generate", "--model", text_model, "-p", FOX, "--prompts", "more.txt", *options)
     assert done.stdout.startswith(f'nextscale.png: 4 pictures of "{FOX}", "{BIRD}"; seeds 5 to 8\n')
@@ -150,7 +150,7 @@ BAD = [
     ("text", ("generate", "--from", "classes.png"), "shows no prompts, which is what this model draws"),
     ("wide", ("generate", "x", "--aspect-ratio", "wide"), "unknown aspect ratio 'wide'"),
     ("wide", ("generate", "x", "--pixels", "9M"), "unknown pixel budget '9M'"),
-    ("wide", ("generate", "x", "--height", "9"), "give both height and width"),
+    ("wide", ("generate", "x", "--height", "9"), "give both --height and --width"),
     (
         "hart",
         ("generate", "x", "--aspect-ratio", "2:1"),
@@ -259,8 +259,16 @@ def test_texts_are_encoded_once_and_the_encoder_is_freed(t5: Path):
 
 def test_prompts_come_from_arguments_options_and_files(tmp_path: Path, text_model: Path, model: Path):
     path = tmp_path / "p.txt"
-    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\n two \n")
+    path.write_bytes(b"\xef\xbb\xbfone\r\n two \n\r\n\n")
     assert read_lines(path, "--prompts", "prompt") == ["one", "two"]
+    # What else Unicode takes for the end of a line belongs to the prompt: line i is picture i.
+    odd = "\u2028 \u2029 \x85 \x0b \x0c \x1c \x1d \x1e"
+    path.write_text(f"one{odd}one\ntwo\rthree\u2028\n", encoding="utf-8")
+    assert read_lines(path, "--prompts", "prompt") == [f"one{odd}one", "two", "three"]
+    for blank, line in [("\none", 1), ("one\n \ntwo\n", 2), ("a\nb\n\u2028\nc", 3)]:
+        path.write_text(blank, encoding="utf-8")
+        with pytest.raises(InvalidArgumentError, match=f"line {line} of .* is blank, and picture i"):
+            read_lines(path, "--prompts", "prompt")
     path.write_bytes(b"caf\xe9")
     with pytest.raises(InvalidArgumentError, match="not UTF-8"):
         read_lines(path, "--prompts", "prompt")

@@ -79,7 +79,7 @@ def alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_labels_from_a_file(nextscale: Command, model: Path, tmp_path: Path):
-    (tmp_path / "labels.txt").write_text("horse\n3\nnone\n\nship\n")
+    (tmp_path / "labels.txt").write_text("horse\r\n3\nnone\nship\n\n\n", newline="")
     command = [
         "generate",
         "-m",

@@ -132,7 +132,7 @@ def test_half_precisions_mixed(files: Any, load: Callable, expected: Any):
             assert torch.allclose(parameter, theirs.state_dict()[name], rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz])
 def test_float8(kind: torch.dtype, family: str, files: Any, golden: Path, tmp_path: Path):
     paths = [tmp_path / "transformer.safetensors", tmp_path / "tokenizer.safetensors"]
     small = [

@@ -11,6 +11,7 @@ import torch
 from tests.families.golden_models import FAMILIES, GoldenModel, equal_tokens, golden_model
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.families.var.session import VARSession
 from nextscale.scales import ScaleSchedule
 
 
@@ -59,6 +60,14 @@ def test_an_early_end(steps: int, model: GoldenModel):
     quick = model(stop_after=steps, **GUIDED)
     assert torch.equal(quick.images, early.images)
     assert torch.equal(model(stop_after=np.int64(steps), **GUIDED).images, early.images)
+
+
+@pytest.mark.parametrize(("steps", "positions"), [(1, 0), (2, 1), (3, 5), (None, 14)])
+def test_caches_have_room_for_what_is_made(steps: int | None, positions: int, golden: Path):
+    pipe = golden_model("var", golden).pipe
+    assert pipe.schedule.lengths == (1, 4, 9, 16)
+    session = VARSession(pipe.transformer, pipe.tokenizer, torch.tensor([1, 2]), stop_after=steps)
+    assert {cache.keys.shape[2] for cache in session.caches} == {positions}
 
 
 def test_all_scales_are_no_early_end(model: GoldenModel):

@@ -14,7 +14,7 @@ from torch import nn
 from nextscale import VARPipeline
 from nextscale.errors import InvalidArgumentError
 from nextscale.families.infinity.text import T5TextEncoder
-from nextscale.families.moving import move
+from nextscale.families.moving import move, restored_on_failure
 from nextscale.nn.placement import Placement
 from nextscale.recording import Recordings
 
@@ -138,6 +138,25 @@ def test_a_move_that_fails_leaves_everything_where_it_was(family: str, late: str
     assert {t.device.type for t in after.values()} == {"cpu"}
     assert all(torch.equal(t, before[n]) for n, t in after.items())
     assert torch.equal(model(1).images, drawn.images)
+
+
+def test_buffers_come_back_too():
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    kept = dict(module.named_parameters())
+
+    def fail() -> None:
+        with restored_on_failure([module]):
+            module.to("meta")
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fail()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert all(kept[name] is parameter for name, parameter in module.named_parameters())
+    with restored_on_failure([module]):
+        module.half()
+    assert module[0].weight.dtype == module[1].running_mean.dtype == torch.float16
 
 
 def test_all_models_and_the_encoder_go(family: str, golden: Path):

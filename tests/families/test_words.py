@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 import torch
 
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import InvalidArgumentError, NextscaleWarning
 from nextscale.families.words import WordEncoder
 
 
@@ -38,5 +40,23 @@ def test_vectors_stay_what_they_are():
 def test_refused():
     with pytest.raises(InvalidArgumentError, match="width must be a positive whole number, got 0"):
         WordEncoder(0)
-    with pytest.raises(InvalidArgumentError, match="may have 64 words, this one has 65"):
-        WordEncoder(4)(["w " * 65])
+    with pytest.raises(InvalidArgumentError, match="length must be a whole number of at least 2"):
+        WordEncoder(4, length=1)
+
+
+def test_a_long_prompt_is_cut_and_the_warning_says_what_is_lost():
+    words = [f"w{i}" for i in range(67)]
+    with pytest.warns(NextscaleWarning, match="prompt 1 is too long: of its 67 words the first 64") as caught:
+        text = WordEncoder(4)(["w0", " ".join(words)])
+    assert "'w64 w65 w66'" in str(caught[0].message)
+    whole = WordEncoder(4)([" ".join(words[:64])])
+    assert text.lengths == [2, 65] and torch.equal(text.features[1:], whole.features)
+    with pytest.warns(NextscaleWarning, match="of its 3 words the first 2"):
+        assert WordEncoder(4, length=3)(["a red fox"]).lengths == [3]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_letters_may_be_composed_in_any_way(form: str):
+    prompt = "ein Käfer auf grünem Gras"
+    text = WordEncoder(4)([unicodedata.normalize(form, prompt)])
+    assert text.lengths == [6] and torch.equal(text.features, WordEncoder(4)([prompt]).features)

@@ -172,7 +172,7 @@ def test_what_cannot_be_stored_or_read_says_so():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_one_scale_a_picture(convention, dtype):
     cond, uncond = torch.randn(2, 5, 3, 7).to(dtype)
-    scales = [0.0, 1.0, 2.5, 0.0, 4.0]
+    scales = [4.0, 0.0, 1.0, 0.0, 2.5]
     together = classifier_free_guidance(cond, uncond, scale=scales, convention=convention)
     assert together.dtype == dtype
     for row, scale in enumerate(scales):

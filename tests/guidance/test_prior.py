@@ -76,10 +76,9 @@ def test_square_grids_up_to_16(kind, norm):
         assert error(single, reference(previous.float(), coarse, fine, kind, norm)) < 1e-5, (coarse, fine)
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_every_pair_of_rectangular_grids_up_to_16(part):
+def test_every_pair_of_rectangular_grids_up_to_9():
     norms = itertools.cycle(NORMS)
-    for (h_coarse, h_fine), (w_coarse, w_fine) in itertools.product(axis_pairs(16)[part::4], axis_pairs(16)):
+    for (h_coarse, h_fine), (w_coarse, w_fine) in itertools.product(axis_pairs(9), axis_pairs(9)):
         coarse, fine, norm = (h_coarse, w_coarse), (h_fine, w_fine), next(norms)
         previous = random_map(coarse, channels=2)
         result = spatial_prior(previous, coarse=coarse, fine=fine, norm=norm)

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.mutants import drawing, measuring, page
+from tests.mutants import drawing, keeping, measuring, page
 
-FAULTS = (*measuring.FAULTS, *drawing.FAULTS, *page.FAULTS)
+FAULTS = (*measuring.FAULTS, *drawing.FAULTS, *keeping.FAULTS, *page.FAULTS)

@@ -90,12 +90,12 @@ def test_pictures_are_those_of_single_calls(tmp_path: Path, worker: MakeWorker, 
 def test_kills_at_random_moments(
     contents: Contents, fork: Fork, tmp_path: Path, worker: MakeWorker, plan: RunPlan
 ):
-    """50 kills among 1 to 3 processes: whatever is visible is whole, and little is drawn twice."""
-    count, chance, kills, runs = 100, random.Random(0), 0, 0
+    """20 kills among 1 to 3 processes: whatever is visible is whole, and little is drawn twice."""
+    count, chance, kills, runs = 60, random.Random(0), 0, 0
     (tmp_path / "alone").mkdir()
     worker(tmp_path / "alone", count=count).run()
     expected = contents(tmp_path / "alone")
-    while kills < 50:
+    while kills < 20:
         folder, runs, here = tmp_path / str(runs), runs + 1, 0
         folder.mkdir()
         while len(contents(folder)) < len(expected):

@@ -52,6 +52,20 @@ def test_shapes_and_types_without_the_numbers(form: str, tensors: dict[str, Tens
     }
 
 
+FLOAT8 = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip"])
+@pytest.mark.parametrize("kind", [name for name in FLOAT8 if hasattr(torch, name)])
+def test_eight_bits_of_every_kind(kind: str, form: str, tmp_path: Path):
+    dtype = getattr(torch, kind)
+    path = save({"weight": torch.tensor([[1.0, 2.0, 0.5]]).to(dtype)}, tmp_path / "model", form)
+    shapes, found = read_weights(path, meta=True)["weight"], read_weights(path)["weight"]
+    assert (shapes.dtype, shapes.shape, shapes.device.type) == (dtype, (1, 3), "meta")
+    assert found.dtype == dtype
+    assert found.float().tolist() == [[1.0, 2.0, 0.5]]
+
+
 def test_unwrapping_stops_where_a_key_is_missing(tmp_path: Path):
     path = tmp_path / "model.pth"
     inner = {"weight": torch.ones(1)}

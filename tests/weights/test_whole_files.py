@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nextscale.weights import layout
+from nextscale.weights import layout, saving
 
 
 def module(value: float) -> nn.Module:
@@ -37,7 +37,7 @@ def test_weights_that_cannot_be_written_leave_the_old_model(folder: Path, monkey
         raise OSError(28, "No space left on device")
 
     before = contents(folder)
-    monkeypatch.setattr(layout, "save_file", write_half)
+    monkeypatch.setattr(saving, "save_file", write_half)
     with pytest.raises(OSError, match="No space left"):
         layout.save_module(module(2.0), {"value": 2}, folder)
     assert contents(folder) == before

@@ -102,6 +102,7 @@ def compare(
     arms = list(dict.fromkeys(request.with_model_default(job.pipe, arm) for arm in arms))
     usual = SMALL_COUNT if max(job.pipe.image_size) <= SMALL else LARGE_COUNT
     wanted = job.choose(typed, how_many, default_seed=0, default_count=usual)
+    job.check_size(len(wanted), files.zoom or setup.stored_layout(len(wanted)).get("zoom"), len(arms))
     outs = _draw_arms(job, wanted, arms)
     settings = job.settings(outs[0])
     del settings["ssg"]
@@ -153,13 +154,21 @@ def _draw_arms(job: Job, wanted: Pictures, arms: Sequence[Arm]) -> list[Generati
     job.prepare(wanted)
     total = len(arms) * job.tokens(len(wanted))
     with drawing(f"drawing {len(arms)} x {len(wanted)} pictures", total) as advance:
-        return [job.draw(wanted, arm, advance) for arm in arms]
+        outs = [job.draw(wanted, arms[0], advance)]
+        for arm in arms[1:]:
+            outs.append(job.draw(wanted, arm, advance, outs[-1].settings["batch_size"]))
+        # Last bits depend on the batch, so all are drawn alike: as the one that needs most memory.
+        least = outs[-1].settings["batch_size"]
+        return [
+            out if out.settings["batch_size"] == least else job.draw(wanted, arm, lambda _: None, least)
+            for out, arm in zip(outs, arms, strict=True)
+        ]
 
 
 def _save_singles(job: Job, out: GenerationOutput) -> None:
     settings = job.settings(out)
     for i, image in enumerate(out.images):
-        alone = pictures.single_settings(settings, i, job.batch_size)
+        alone = pictures.single_settings(settings, i)
         job.save_single(image, i, alone, request.arm_name(out.settings["ssg"]))
 
 

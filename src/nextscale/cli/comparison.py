@@ -244,7 +244,7 @@ def _target(output: Path | None) -> Path:
 
 
 def _seed(text: str | None) -> int:
-    numbers = options.read_whole_numbers(text, "--seed") if text is not None else [0]
+    numbers = options.read_seeds(text) if text is not None else [0]
     if len(numbers) > 1:
         raise InvalidArgumentError(
             f"--seed takes one number with --images, that of the first picture; got {text!r}"

@@ -87,6 +87,9 @@ def demo(
     if port is not None and not 1 <= port <= 65535:
         raise InvalidArgumentError(f"--port is a number from 1 to 65535, got {port}")
     path = None if root_path is None else read_root_path(root_path)
+    from nextscale.demo.address import listening_address
+
+    listening_address(host)
     choices = [read_choice(text) for text in models or [DEFAULT_MODEL]]
     if all(is_local(choice) for choice in choices):
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported

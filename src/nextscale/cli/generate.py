@@ -104,10 +104,11 @@ def generate(
         guidance = spatial.build(ssg, setup.stored.get("ssg"))
         job = setup.load(given, model.device, model.dtype)
     guidance = request.with_model_default(job.pipe, guidance)
-    if job.subjects.key in setup.stored.get("batch", {}) and not (typed or how_many.given()):
-        settings, images = _draw_again(job, guidance)
+    if setup.stored.get("batch") and not (typed or how_many.given()):
+        settings, images = _draw_again(job, guidance, files.zoom)
     else:
         wanted = job.choose(typed, how_many)
+        job.check_size(len(wanted), files.zoom or setup.stored_layout(len(wanted)).get("zoom"))
         out = _draw(job, wanted, guidance, len(wanted))
         settings, images = job.settings(out), out.images
     old = setup.stored_layout(len(images))
@@ -116,8 +117,8 @@ def generate(
         "zoom": files.zoom or old.get("zoom") or pictures.auto_zoom(images[0].size),
     }
     for i, image in enumerate(images):
-        alone = settings if "batch" in settings else pictures.single_settings(settings, i, job.batch_size)
-        job.save_single(image, i, alone)
+        one = settings if "batch" in settings else pictures.single_settings(settings, i)
+        job.save_single(image, i, one)
     pictures.save_png(pictures.grid(images, **settings["layout"]), setup.target, settings)
     _print_outcome(job.subjects, settings, setup.target)
     if setup.separate is not None:
@@ -133,12 +134,18 @@ def _draw(
         return job.draw(wanted, ssg, advance, **changes)
 
 
-def _draw_again(job: Job, ssg: ScaledSpatialGuidance | None) -> tuple[dict[str, Any], list[Image]]:
+def _draw_again(
+    job: Job, ssg: ScaledSpatialGuidance | None, zoom: int | None
+) -> tuple[dict[str, Any], list[Image]]:
     """A single file: its whole batch is drawn, so that every bit agrees, and one picture of it kept."""
+    job.check_size(1, zoom or job.setup.stored_layout(1).get("zoom"))
     batch = job.setup.stored["batch"]
     wanted, index = Pictures(batch[job.subjects.key], batch["seeds"]), batch["index"]
     out = _draw(job, wanted, ssg, 1, batch_size=len(wanted))
-    return pictures.single_settings(job.settings(out), index, len(wanted)), [out.images[index]]
+    settings = pictures.single_settings(job.settings(out), index)
+    if out.settings["batch_size"] == len(wanted):  # else memory was short
+        settings["batch_size"] = job.batch_size
+    return settings, [out.images[index]]
 
 
 def _print_outcome(subjects: Subjects, settings: Mapping[str, Any], target: Path) -> None:

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
+
+from nextscale.cli.checks import check_numbers, check_texts
+from nextscale.cli.wording import speak_of
 
 NAMES = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class _Grouped:
-    """Mixed into typer's commands: sections after ``rich_help_panel``, and an epilog that keeps its lines."""
+    """Mixed into typer's commands: checks of all values, sections after ``rich_help_panel``, an epilog that
+    keeps its lines."""
+
+    def parse_args(self: Any, ctx: Any, args: list[str]) -> Any:
+        """Read the command line; raises InvalidArgumentError for values that no option takes."""
+        names = option_names(self.get_params(ctx))
+        speak_of(names)
+        if not ctx.resilient_parsing:
+            # Before types are read: a path without a character is the folder one is in.
+            typed, *_ = self.make_parser(ctx).parse_args(args=list(args))
+            if not typed.get("help"):
+                check_texts(typed, names)
+        rest = super().parse_args(ctx, args)  # type: ignore[misc]
+        check_numbers(ctx.params, names, training=" train " in f" {ctx.command_path} ")
+        return rest
 
     def format_options(self: Any, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = defaultdict(list)
@@ -42,3 +60,13 @@ class Group(_Grouped, TyperGroup):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         super().format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
+
+
+def option_names(parameters: Sequence[Any]) -> dict[str, str]:
+    """How each parameter is called on the command line: ``--top-k``, or ``LABELS`` for an argument."""
+    return {
+        p.name: p.metavar or p.name.upper()
+        if p.param_type_name == "argument"
+        else next((text for text in p.opts if text.startswith("--")), p.opts[0])
+        for p in parameters
+    }

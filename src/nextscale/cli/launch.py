@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nextscale.cli.models import ModelOptions
+from nextscale.cli.progress import note
 
 if TYPE_CHECKING:
     from nextscale.sampling.processes import Processes
@@ -15,5 +16,5 @@ def join_launch(model: ModelOptions) -> tuple[Processes, ModelOptions]:
     """This process among those of its launch, and the model's options with the device that it has there."""
     from nextscale.sampling.processes import joined
 
-    with joined(model.device) as processes:
+    with joined(model.device, lambda text: note(f"note: {text}")) as processes:
         return processes, replace(model, device=processes.device or model.device)

@@ -6,9 +6,7 @@ Nothing here, and nothing the command modules import at their top, loads torch, 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -18,14 +16,23 @@ import typer
 from typer.main import get_command
 
 from nextscale import __version__
+from nextscale.cli import streams
 from nextscale.cli.help import NAMES, Group
-from nextscale.cli.progress import warnings_as_notes
-from nextscale.errors import NextscaleError
+from nextscale.cli.progress import note, warnings_as_notes
+from nextscale.cli.wording import worded
+from nextscale.errors import NextscaleError, is_out_of_memory
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+_NO_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)  # a system's words for names that no file can have
+MESSAGE = 1500  # characters
+OUT_OF_MEMORY = (
+    "there is too little memory; use a smaller --batch-size, a smaller model, or --dtype bfloat16, where the "
+    "command has them"
+)
 
 COMMANDS = {
     "generate": "Make pictures of classes, or of prompts.",
+    "verify": "Check that all pictures of a run are there and whole.",
     "compare": "Without and with SSG from the same seeds, side by side.",
     "demo": "Open a page on this machine that shows what SSG does.",
     "evaluate": "Measure a model: Fréchet distance, precision, recall, and more.",
@@ -96,19 +103,19 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit code.
 
-    0: done. 2: bad input, with one line ``error: …`` on stderr. 1: the disk is full, say, or nobody reads
-    stdout any more. 130: interrupted.
+    0: done. 2: bad input, with one line ``error: …`` on stderr. 1: the disk or the memory is full, say, or
+    nobody reads stdout any more. 130: interrupted. Streams that were closed from the start are no error: what
+    would be written to them is lost.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without · or █ still gets its lines
+    streams.prepare()
     try:
         code = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = FAILED
+    except OSError as error:  # what was printed could not be written
+        code = _complain(f"cannot write to stdout: {error.strerror or error}", FAILED)
+    streams.finish()
     sys.exit(code)
 
 
@@ -124,18 +131,28 @@ def _run(arguments: Sequence[str] | None) -> int:
         message = getattr(problem, "format_message", problem.__str__)()
         return _complain(f"{message}{_help_hint(problem)}")
     except NextscaleError as error:
-        return _complain(str(error))
+        return _complain(worded(str(error)))
     except OSError as error:
-        _complain(str(error))
-        return FAILED
+        return _complain(str(error), BAD_INPUT if error.errno in _NO_NAMES else FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _complain(OUT_OF_MEMORY, FAILED)
     if code == INTERRUPTED:
-        print("interrupted", file=sys.stderr)
+        note("interrupted")
     return code if isinstance(code, int) else 0
 
 
-def _complain(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return BAD_INPUT
+def _complain(message: str, code: int = BAD_INPUT) -> int:
+    """Say what is wrong in one line; returns the exit code, whether or not anybody reads it."""
+    note(f"error: {_shortened(' '.join(message.split()))}")
+    return code
+
+
+def _shortened(message: str) -> str:
+    """Messages quote what was typed, which may be of any length."""
+    half = MESSAGE // 2
+    return message if len(message) <= MESSAGE else f"{message[:half]} … {message[-half:]}"
 
 
 def _help_hint(problem: BaseException) -> str:

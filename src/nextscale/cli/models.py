@@ -11,6 +11,7 @@ from typing import Any
 
 from nextscale.cli import options
 from nextscale.cli.allocator import keep_freed_memory
+from nextscale.cli.checks import MAX_SIDE
 from nextscale.cli.options import DEPTHS, VARIANTS, flag, read_pairs, read_sides
 from nextscale.errors import CheckpointError, InvalidArgumentError
 
@@ -177,7 +178,7 @@ class ModelChoice:
         """Keywords for ``from_official`` or ``from_pretrained``: what was given."""
         wanted = {word: getattr(self, field) for word, field in _FIELDS.items()}
         if self.patch_nums is not None:
-            wanted["patch_nums"] = read_sides(self.patch_nums, "--patch-nums")
+            wanted["patch_nums"] = read_sides(self.patch_nums, "--patch-nums", MAX_SIDE)
         if self.settings is not None:
             wanted["settings"] = read_pairs(self.settings, "--settings")
         if self.class_names is not None:

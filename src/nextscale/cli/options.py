@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from nextscale.cli.checks import LARGEST, MAX_SEED, shown
 from nextscale.errors import InvalidArgumentError
 
 _MODEL, _SSG, _DRAW, _OUT = "Model", "Scaled Spatial Guidance", "Drawing", "Output"
@@ -346,34 +348,53 @@ def read_numbers(text: str, option: str) -> float | list[float]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
+        values = []
+    if not values or not all(map(math.isfinite, values)):
         raise InvalidArgumentError(
-            f"{option} takes a number, or several separated by commas; got {text!r}"
-        ) from None
+            f"{option} takes a number, or several separated by commas; got {shown(repr(text))}"
+        )
     return values if len(values) > 1 else values[0]
 
 
-def read_whole_numbers(text: str, option: str) -> list[int]:
+def read_whole_numbers(text: str, option: str, most: int = LARGEST) -> list[int]:
     """``"7"`` or ``"7,3,5"``. Raises InvalidArgumentError naming the option and the text."""
     try:
-        return [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise InvalidArgumentError(
-            f"{option} takes a whole number, or several separated by commas; got {text!r}"
+            f"{option} takes a whole number, or several separated by commas; got {shown(repr(text))}"
         ) from None
+    for number in numbers:
+        if abs(number) > most:
+            raise InvalidArgumentError(f"{option} takes numbers up to {most:,}, got {shown(number)}")
+    return numbers
 
 
-def read_sides(text: str, option: str) -> list[int | tuple[int, int]]:
+def read_seeds(text: str) -> list[int]:
+    """The numbers of ``--seed``. Raises InvalidArgumentError for what no seed can be, whatever is drawn."""
+    numbers = read_whole_numbers(text, "--seed", MAX_SEED)
+    if min(numbers) < 0:
+        raise InvalidArgumentError(f"--seed: a seed is a whole number from 0 on, got {min(numbers)}")
+    return numbers
+
+
+def read_sides(text: str, option: str, most: int = LARGEST) -> list[int | tuple[int, int]]:
     """``"1,2x3"`` as ``[1, (2, 3)]``: sides of square grids, and height x width of others.
 
     Raises InvalidArgumentError naming the option and the text.
     """
     try:
         grids = [[int(side) for side in part.lower().split("x")] for part in text.split(",")]
-        return [sides[0] if len(sides) == 1 else _pair(sides) for sides in grids]
+        found = [sides[0] if len(sides) == 1 else _pair(sides) for sides in grids]
     except ValueError:
         raise InvalidArgumentError(
-            f"{option} takes sides separated by commas, 1,2,3, or height x width, 1x1,1x4; got {text!r}"
+            f"{option} takes sides separated by commas, 1,2,3, or height x width, 1x1,1x4; got "
+            f"{shown(repr(text))}"
         ) from None
+    largest = max(side for sides in grids for side in sides)
+    if largest > most:
+        raise InvalidArgumentError(f"{option} takes numbers up to {most:,}, got {shown(largest)}")
+    return found
 
 
 def _pair(sides: list[int]) -> tuple[int, int]:

@@ -10,16 +10,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nextscale.cli.checks import MAX_PIXELS
 from nextscale.cli.progress import note
-from nextscale.cli.subjects import are_subjects, stored_key
+from nextscale.cli.stored import CHUNK
+from nextscale.cli.stored import read_settings as read_settings  # the page takes this module as its files
+from nextscale.cli.subjects import stored_key
 from nextscale.errors import InvalidArgumentError
 from nextscale.generation.version import version_note
+from nextscale.whole import plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CHUNK = "nextscale"
 WHITE = (255, 255, 255)
+
+
+def check_size(pixels: int, count: int) -> None:
+    """Raises InvalidArgumentError for a sheet that would be too large to be opened again."""
+    if pixels > MAX_PIXELS:
+        what = "the picture" if count == 1 else f"a sheet of {count:,} pictures"
+        raise InvalidArgumentError(
+            f"{what} would have {pixels:,} pixels, and at most {MAX_PIXELS:,} are written; use a smaller "
+            f"--zoom or --count, or --out DIR for many pictures"
+        )
 
 
 def check_target(path: Path) -> None:
@@ -62,7 +75,7 @@ def save_png(image: Image, path: Path, settings: Mapping[str, Any]) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
-    text.add_text(CHUNK, json.dumps(settings))
+    text.add_text(CHUNK, json.dumps(settings, default=plain))
     partial = path.with_name(f".{path.name}.partial")
     try:
         image.save(partial, format="PNG", pnginfo=text)
@@ -71,97 +84,11 @@ def save_png(image: Image, path: Path, settings: Mapping[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a picture that nextscale wrote.
-
-    Raises InvalidArgumentError if it is no picture, or holds none.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            text = image.info.get(CHUNK)
-            if text is None:  # other programs move text behind the pixels
-                image.load()
-                text = image.info.get(CHUNK)
-    except FileNotFoundError:
-        raise InvalidArgumentError(f"no such picture: {str(path)!r}") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise InvalidArgumentError(f"{str(path)!r} cannot be read as a picture: {error}") from None
-    if text is None:
-        raise InvalidArgumentError(
-            f"{str(path)!r} holds no settings: it was not written by nextscale, or a program dropped its text"
-        )
-    try:
-        settings = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidArgumentError(f"the settings in {str(path)!r} are damaged: {error}") from None
-    wrong = _first_wrong(settings)
-    if wrong:
-        raise InvalidArgumentError(f"the settings in {str(path)!r} are damaged: {wrong}")
-    return dict(settings)
-
-
 def note_version(path: Path, settings: Mapping[str, Any]) -> None:
     """Say so, on the error stream, if the sampler of an earlier version drew a picture."""
-    changed = version_note(settings)
+    changed = version_note({name: value for name, value in settings.items() if value is not None})
     if changed is not None:
         note(f"note: {path}: {changed}")
-
-
-_NEEDED = {
-    "command": str,
-    "source": dict,
-    "seeds": list,
-    "layout": dict,
-    "guidance_scale": dict,
-}
-
-
-def _first_wrong(settings: object) -> str:
-    if not isinstance(settings, dict):
-        return "no JSON object"
-    for name, kind in _NEEDED.items():
-        if not isinstance(settings.get(name), kind):
-            return f"{name} is {settings.get(name)!r}"
-    if not isinstance(settings.get("ssg"), dict | None):
-        return f"ssg is {settings['ssg']!r}"
-    layout, source = settings.get("layout", {}), settings.get("source", {})
-    if not isinstance(layout, dict) or not all(
-        isinstance(n, int) and 0 < n < 10_000 for n in layout.values()
-    ):
-        return f"layout is {layout!r}"
-    if not isinstance(source, dict) or any(
-        type(v) is not (int if k == "depth" else str) for k, v in source.items()
-    ):
-        return f"source is {source!r}"
-    if not isinstance(settings.get("batch_size", 1), int):
-        return f"batch_size is {settings['batch_size']!r}"
-    batch = settings.get("batch", settings)
-    return _wrong_pictures(settings) or (_wrong_batch(settings, batch) if batch is not settings else "")
-
-
-def _wrong_pictures(settings: Mapping[str, Any], key: str = "") -> str:
-    """What a picture shows, under the name of the key or any, and a seed for each."""
-    key = key or stored_key(settings)
-    if not key:
-        return "what it shows is missing"
-    shown, seeds = settings.get(key), settings.get("seeds")
-    if not are_subjects(key, shown):
-        return f"{key} is {shown!r}"
-    if not seeds or not isinstance(seeds, list) or not all(type(n) is int for n in seeds):
-        return f"seeds is {seeds!r}"
-    return ""
-
-
-def _wrong_batch(settings: Mapping[str, Any], batch: object) -> str:
-    if not isinstance(batch, dict):
-        return f"batch is {batch!r}"
-    key = stored_key(settings)
-    wrong = _wrong_pictures(batch, key)
-    if not wrong and batch.get("index") not in range(len(batch[key])):
-        return f"index is {batch.get('index')!r}"
-    return wrong
 
 
 def auto_zoom(size: tuple[int, int]) -> int:
@@ -201,12 +128,14 @@ def grid(images: Sequence[Image], *, columns: int, zoom: int) -> Image:
     return sheet
 
 
-def single_settings(settings: Mapping[str, Any], index: int, batch_size: int) -> dict[str, Any]:
+def single_settings(settings: Mapping[str, Any], index: int, batch_size: int = 0) -> dict[str, Any]:
     """The settings of one picture out of many.
 
     They name the batch it was made in, and its place there: the last bits of a product depend on the size of
-    the matrices, and the multinomial sampler draws for the batch as a whole.
+    the matrices, and the multinomial sampler draws for the batch as a whole. batch_size: how many pictures it
+    had; 0 is what the settings say.
     """
+    batch_size = batch_size or settings["batch_size"]
     start = index - index % batch_size
     each = (stored_key(settings), "seeds")
     batch = {name: settings[name][start : start + batch_size] for name in each}

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nextscale.cli.wording import worded
 from nextscale.errors import NextscaleWarning
 
 LINE_SECONDS = 10.0
@@ -22,13 +23,17 @@ def on_terminal() -> bool:
 
 
 def _is_first() -> bool:
-    """Whether this is the one process of a launch that shows progress; launchers number them so."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this is the one process of a launch that shows progress; launchers number them so.
+
+    A number without a launch of several was left over by another program.
+    """
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def note(text: str) -> None:
-    """A plain line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a plain line on stderr; work goes on if nobody reads it any more."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -43,7 +48,7 @@ def warnings_as_notes() -> Iterator[None]:
                 usual(message, category, *place, **more)
             elif str(message) not in said:
                 said.add(str(message))
-                note(f"note: {message}")
+                note(f"note: {worded(str(message))}")
 
         warnings.showwarning = show
         yield
@@ -94,7 +99,7 @@ def _lines(text: str, total: int) -> Advance:
         nonlocal done, last
         done += parts
         now = time.monotonic()
-        if now - last >= LINE_SECONDS and _is_first():
+        if now - last >= LINE_SECONDS and done > 0 and _is_first():
             last = now
             left = (now - started) / done * (total - done)
             note(f"{text}: {done / total:.0%}, {duration(now - started)} so far, {duration(left)} left")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
 from nextscale.cli import options
-from nextscale.cli.options import flag, read_numbers, read_whole_numbers
+from nextscale.cli.checks import MAX_PICTURES, shown
+from nextscale.cli.options import flag, read_numbers, read_seeds
+from nextscale.cli.progress import note
 from nextscale.cli.subjects import Subjects, Typed, shorten
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import InvalidArgumentError, is_out_of_memory
 
 if TYPE_CHECKING:
     from nextscale.generation.loop import StepInfo
@@ -141,6 +143,13 @@ def schedule_of(pipe: Any, arguments: Mapping[str, Any]) -> ScaleSchedule:
     return cast("ScaleSchedule", choose(**{k: v for k, v in arguments.items() if k in SIZE}))
 
 
+def size_of(pipe: Any, arguments: Mapping[str, Any]) -> tuple[int, int]:
+    """``(height, width)`` in pixels of the pictures of a call."""
+    choose = getattr(pipe, "size_of", None)
+    size = pipe.image_size if choose is None else choose(schedule_of(pipe, arguments))
+    return cast("tuple[int, int]", size)
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Which pictures to make: what each shows, and its seed."""
@@ -180,9 +189,10 @@ def choose_pictures(
     elif not chosen:
         chosen = subjects.default()
     repeat = count if count is not None else 1 if before and not typed else default_count
+    check_sheet(repeat * len(chosen))
     wanted = [subject for subject in chosen for _ in range(repeat)]
     if seed is not None:
-        numbers = read_whole_numbers(seed, "--seed")
+        numbers = read_seeds(seed)
         seeds = resolve_seeds(numbers if len(numbers) > 1 else numbers[0], len(wanted))
     elif stored.get("seeds"):
         old = stored["seeds"]
@@ -190,6 +200,15 @@ def choose_pictures(
     else:
         seeds = resolve_seeds(default_seed, len(wanted))
     return Pictures(wanted, seeds)
+
+
+def check_sheet(count: int) -> None:
+    """Raises InvalidArgumentError for more pictures than one file holds."""
+    if count > MAX_PICTURES:
+        raise InvalidArgumentError(
+            f"{shown(count)} pictures are more than the {MAX_PICTURES:,} of one sheet; with --out DIR, "
+            f"nextscale generate makes any number, in shards"
+        )
 
 
 def default_batch(pipe: Any) -> int:
@@ -207,31 +226,41 @@ def draw(
 ) -> GenerationOutput:
     """Make the pictures; ``advance`` hears how many tokens were drawn.
 
-    Raises InvalidArgumentError if memory is short.
+    Where memory is short, half as many are drawn at once, with a note; the settings that come back name the
+    ``batch_size`` that was used. Raises InvalidArgumentError if not even one picture fits, or if pictures
+    depend on the batch.
     """
-    import torch
+    from nextscale.sampling.drawing import halved
 
-    try:
-        return pipe(
-            pictures.subjects,
-            seed=pictures.seeds,
-            ssg=ssg,
-            batch_size=batch_size,
-            on_step=TokenCount(advance),
-            **arguments,
-        )
-    except torch.cuda.OutOfMemoryError:
-        raise InvalidArgumentError(
-            f"{pipe.device} has too little memory for {min(batch_size, len(pictures))} pictures at once; "
-            f"use a smaller --batch-size"
-        ) from None
+    size = batch_size
+    while True:
+        count = TokenCount(advance)
+        try:
+            out = pipe(
+                pictures.subjects,
+                seed=pictures.seeds,
+                ssg=ssg,
+                batch_size=size,
+                on_step=count,
+                **arguments,
+            )
+            return replace(out, settings={**out.settings, "batch_size": size})
+        except (RuntimeError, MemoryError) as error:
+            at_once = min(size, len(pictures))
+            if is_out_of_memory(error) and arguments.get("sampler") == "multinomial":
+                raise InvalidArgumentError(
+                    f"{pipe.device} has too little memory for {at_once} pictures at once, and those of the "
+                    f"multinomial sampler depend on how many are; use a smaller --batch-size"
+                ) from None
+            size = halved(error, at_once, pipe.device, lambda text: note(f"note: {text}"))
+        advance(-count.total)
 
 
 class TokenCount:
     """A step callback that says how many tokens a step has added, also where a grid comes in parts."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
-        self.advance, self.index, self.before = advance, -1, 0
+        self.advance, self.index, self.before, self.total = advance, -1, 0, 0
 
     def __call__(self, info: StepInfo) -> None:
         cells = info.tokens.flatten(0, 2)  # (B h w), or (B h w, bits)
@@ -239,6 +268,7 @@ class TokenCount:
         if info.index != self.index or drawn <= self.before:
             self.index, self.before = info.index, 0
         self.advance(drawn - self.before)
+        self.total += drawn - self.before
         self.before = drawn
 
 

@@ -15,7 +15,7 @@ from nextscale import __version__
 from nextscale.cli import options, pictures, request
 from nextscale.cli.launch import join_launch
 from nextscale.cli.models import ModelOptions
-from nextscale.cli.options import read_whole_numbers
+from nextscale.cli.options import read_seeds
 from nextscale.cli.progress import note, sampling, working
 from nextscale.cli.request import DrawingOptions, SSGOptions
 from nextscale.cli.setup import CountOptions
@@ -34,7 +34,9 @@ MANY = 1000  # pictures from which on a word about idle cores is worth a line
 ENCODED_AT_ONCE = 2000  # prompts; of more, the features would not fit beside the model
 
 # What a pipeline reports of its settings that does not decide a picture, or stands elsewhere in a manifest.
-_NOT_SAMPLING = ("nextscale", "family", "model", "labels", "prompts", "seeds", "given_tokens", "tile")
+_NOT_SAMPLING = (
+    *("nextscale", "family", "model", "weights", "labels", "prompts", "seeds", "given_tokens", "tile"),
+)
 
 
 def _option(*names: str, metavar: str, help: str) -> Any:
@@ -130,10 +132,12 @@ def sample(
     Raises InvalidArgumentError for options that do not fit the model, or another run in the folder.
     """
     from nextscale.sampling.drawing import RunPictures, fixed_arithmetic
+    from nextscale.sampling.plan import check_shards
     from nextscale.sampling.signals import held_back
     from nextscale.sampling.worker import Worker, begin
 
     options.require_positive({"--count": how_many.count, "--batch-size": how_many.batch_size})
+    check_shards(how_many.count or 1, run.shard_size or DEFAULT_SHARD)
     folder, choice, first = run.folder, model.choice(), _first_seed(how_many.seed)
     words = read_lines(run.labels, "--labels", "class") if run.labels is not None else []
     given, guidance, typed = shape.given(), spatial.build(ssg), subjects.typed()
@@ -237,7 +241,7 @@ def _files(plan: RunPlan) -> str:
 
 
 def _first_seed(text: str | None) -> int:
-    numbers = read_whole_numbers(text, "--seed") if text is not None else [0]
+    numbers = read_seeds(text) if text is not None else [0]
     if len(numbers) != 1:
         raise InvalidArgumentError("--seed: a run takes one number; picture i has that number + i")
     return numbers[0]

@@ -53,7 +53,7 @@ class Setup:
     """What is known before a model is loaded.
 
     target: the picture to write. separate: the folder for single files, if any.
-    stored: the settings in the picture of ``--from``; empty without.
+    earlier: the picture of ``--from``. stored: the settings in it; empty without.
     batch_size: given or stored; ``None`` is the pipeline's own.
     """
 
@@ -63,13 +63,32 @@ class Setup:
     stored: Mapping[str, Any]
     choice: ModelChoice
     batch_size: int | None
+    earlier: Path | None = None
 
     def load(self, given: Mapping[str, Any], device: str | None, dtype: str | None) -> Job:
         """Load the model, and check what was given of its call's arguments against it."""
         pipe = self.choice.load(device, dtype or self.stored.get("dtype"))
+        self._compare_weights(pipe)
         arguments = request.call_arguments(pipe, given, self.stored)
         batch_size = self.batch_size or request.default_batch(pipe)
         return Job(self, pipe, subjects_of(pipe), arguments, batch_size)
+
+    def _compare_weights(self, pipe: Any) -> None:
+        """Say so if the earlier picture was drawn by other weights under the same name."""
+        drew = self.stored.get("weights")
+        if drew is None:
+            return
+        dtype = str(pipe.dtype).removeprefix("torch.")
+        if dtype != self.stored.get("dtype"):
+            note(
+                f"note: {self.earlier} was drawn in {self.stored.get('dtype')}, so it cannot be told whether "
+                f"the weights of {self.choice} are those that drew it"
+            )
+        elif pipe.weights_digest() != drew:
+            note(
+                f"note: the weights of {self.choice} are others than those that drew {self.earlier}, so the "
+                f"pictures will differ from it"
+            )
 
     def stored_layout(self, count: int) -> Mapping[str, Any]:
         """Columns and zoom of the earlier picture, as far as they fit this number of pictures."""
@@ -99,6 +118,12 @@ class Job:
             self.subjects, typed, how_many.count, how_many.seed, stored, **defaults
         )
 
+    def check_size(self, count: int, zoom: int | None, blocks: int = 1) -> None:
+        """Raises InvalidArgumentError for more pictures than a file should hold, before they are drawn."""
+        h, w = request.size_of(self.pipe, self.arguments)
+        side = zoom or pictures.auto_zoom((w, h))
+        pictures.check_size(h * w * side * side * count * blocks, count * blocks)
+
     def tokens(self, count: int) -> int:
         """How many tokens make that many pictures, for progress."""
         return count * request.schedule_of(self.pipe, self.arguments).num_tokens
@@ -120,8 +145,7 @@ class Job:
 
     def settings(self, out: GenerationOutput) -> dict[str, Any]:
         """What a file stores: the pipeline's settings, and what the command line needs besides them."""
-        more = {"command": self.setup.command, "source": self.setup.choice.to_json()}
-        return {**out.settings, **more, "batch_size": self.batch_size}
+        return {**out.settings, "command": self.setup.command, "source": self.setup.choice.to_json()}
 
     def save_single(self, image: Image, index: int, settings: Mapping[str, Any], suffix: str = "") -> None:
         """One picture as a file of its own, unscaled, that ``generate --from`` can make again."""
@@ -146,6 +170,9 @@ def prepare(
     """Check what can be checked at once; raises InvalidArgumentError before anything slow is done."""
     numbers = {"--count": how_many.count, "--batch-size": how_many.batch_size, "--zoom": files.zoom}
     options.require_positive(numbers)
+    request.check_sheet(how_many.count or 1)
+    if how_many.seed is not None:
+        options.read_seeds(how_many.seed)
     given = model.choice()
     target = output or pictures.free_name(default_name)
     pictures.check_target(target)
@@ -154,7 +181,7 @@ def prepare(
     stored = _read(files.from_, command) if files.from_ is not None else {}
     choice = given.over(ModelChoice.stored(stored.get("source", {})))
     batch = how_many.batch_size or stored.get("batch_size")
-    return Setup(command, target, files.separate, stored, choice, batch)
+    return Setup(command, target, files.separate, stored, choice, batch, files.from_)
 
 
 def _read(path: Path, command: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 import typer
 
 from nextscale.cli import options
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import InvalidArgumentError, NextscaleWarning, warn
 
 if TYPE_CHECKING:
     from nextscale.families.text import TextEncoder, TextFeatures
@@ -61,18 +62,27 @@ class Typed:
 
 
 def read_lines(path: Path, option: str, what: str) -> list[str]:
-    """A class or prompt per line; empty lines are skipped.
+    """A class or prompt per line, so that picture i shows line i.
 
-    Raises InvalidArgumentError, naming the option, if there is none, or the file cannot be read as UTF-8.
+    Lines end with a line feed (or a carriage return, or both); what else Unicode takes for a line's end
+    belongs to the text. Blank lines at the end of the file are none.
+    Raises InvalidArgumentError, naming the option, for a blank line before another one, if there is none at
+    all, or if the file cannot be read as UTF-8.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")  # which also makes every end of a line a line feed
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InvalidArgumentError(f"{option}: cannot read {str(path)!r}: {reason}") from None
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
+    found = [line.strip() for line in text.rstrip().split("\n")]
+    if found == [""]:
         raise InvalidArgumentError(f"{option}: {str(path)!r} holds no {what}; write one on every line")
+    if "" in found:
+        none = ", or none for no class" if what == "class" else ""
+        raise InvalidArgumentError(
+            f"{option}: line {found.index('') + 1} of {str(path)!r} is blank, and picture i shows line i; "
+            f"write a {what} there{none}, or delete the line"
+        )
     return found
 
 
@@ -183,6 +193,9 @@ class Prompts:
         texts = [*typed.words, *typed.prompts]
         if not all(text.strip() for text in texts):
             raise InvalidArgumentError("a prompt is empty; write what to draw")
+        for text in texts:
+            if not is_text(text):
+                raise InvalidArgumentError(f"the prompt {text!r} is no UTF-8 text")
         return texts
 
     def default(self) -> list[str]:
@@ -225,7 +238,7 @@ class Encoded:
 
     def __init__(self, encoder: TextEncoder, texts: Sequence[str]) -> None:
         self._encoder = encoder
-        self._known = {text: encoder([text]) for text in dict.fromkeys(texts)}
+        self._known = {text: _encoded(encoder, text) for text in dict.fromkeys(texts)}
         encoder.release()
 
     def __getattr__(self, name: str) -> Any:
@@ -238,6 +251,19 @@ class Encoded:
 
     def release(self) -> None:
         """Nothing to free."""
+
+
+def _encoded(encoder: TextEncoder, text: str) -> TextFeatures:
+    """Features of one text; what the encoder warns of names that text, and not its place among one."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        features = encoder([text])
+    for warning in caught:
+        if issubclass(warning.category, NextscaleWarning):
+            warn(str(warning.message).replace("prompt 0 ", f'the prompt "{shorten(text)}" ', 1))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return features
 
 
 KINDS: Mapping[str, type[Labels] | type[Prompts]] = {kind.key: kind for kind in (Labels, Prompts)}
@@ -258,6 +284,15 @@ def are_subjects(key: str, values: Any) -> bool:
     """Whether stored values can be what pictures show: at least one, class numbers or texts."""
     kind = int if key == Labels.key else str
     return bool(values) and isinstance(values, list) and all(type(v) is kind for v in values)
+
+
+def is_text(text: str) -> bool:
+    """Whether every character can be written; what the system passes on of bytes that are no text cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shorten(text: str, length: int = NAME_LENGTH) -> str:

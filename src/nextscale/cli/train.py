@@ -346,7 +346,7 @@ def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
     try:
         with (
             options_named(),
-            joined(arguments["device"]) as processes,
+            joined(arguments["device"], lambda text: note(f"note: {text}")) as processes,
             _reporter(f"training the {kind}", processes) as report,
         ):
             device = processes.device or arguments["device"]

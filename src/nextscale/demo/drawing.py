@@ -21,7 +21,7 @@ from nextscale.demo.line import Line
 from nextscale.demo.models import Model
 from nextscale.demo.pictures import data_uri, thumbnail
 from nextscale.demo.settings import Settings
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import InvalidArgumentError, is_out_of_memory
 from nextscale.evaluation.residual import STATISTICS, ResidualObserver
 from nextscale.generation.loop import StepInfo
 from nextscale.generation.request import convert_images
@@ -243,6 +243,6 @@ class _Watcher:
 
 def out_of_memory(problem: BaseException) -> InvalidArgumentError | None:
     """What to say to a visitor if memory ran out; ``None`` for every other problem."""
-    if isinstance(problem, torch.cuda.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(problem):
         return InvalidArgumentError("there is too little memory for so many pictures at once; draw fewer")
     return None

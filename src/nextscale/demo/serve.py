@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nextscale.demo import bounds
+from nextscale.demo.address import listening_address
 from nextscale.demo.desk import Desk, PictureFiles
 from nextscale.demo.models import Offer, Shelf
 from nextscale.errors import InvalidArgumentError, MissingDependencyError
@@ -78,6 +79,7 @@ def serve(
 
     Raises MissingDependencyError without gradio, and InvalidArgumentError if the address cannot be had.
     """
+    host = listening_address(host)
     with tempfile.TemporaryDirectory(prefix="nextscale-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
         blocks = build(offers, files, Path(folder) / "pictures")

@@ -19,6 +19,7 @@ from nextscale.evaluation.images import Images
 from nextscale.evaluation.metrics import frechet_distance
 from nextscale.evaluation.moments import Gaussian, Moments
 from nextscale.evaluation.rows import check_finite
+from nextscale.usual import with_usual_defaults
 
 DETAIL_SIGMAS = (0.5, 1.0, 2.0)
 """Of the detail fraction, in pixels."""
@@ -129,6 +130,7 @@ class BlurCurve:
         return self.sigmas[self.values.index(min(self.values))]
 
 
+@with_usual_defaults
 def blur_curve(
     groups: Mapping[float, Sequence[Moments]], reference: Gaussian | Mapping[float, Gaussian]
 ) -> BlurCurve:

@@ -38,6 +38,7 @@ from nextscale.evaluation.rows import check_finite
 from nextscale.evaluation.shards import Shards
 from nextscale.evaluation.sweep_file import SEED_STEP
 from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.usual import with_usual_defaults
 
 MOST_DIMENSIONS = 512  # for the bootstrap of a Fréchet distance
 BLOCK = 2048
@@ -92,6 +93,7 @@ class Gap:
 # ---------------------------------------------------------------------------- what is drawn
 
 
+@with_usual_defaults
 def plan_arms(
     base: Protocol, arms: Sequence[ScaledSpatialGuidance | None], sets: int
 ) -> list[list[Protocol]]:
@@ -140,6 +142,7 @@ class RealSide:
         return cls(kernel, squared_radii(features, (k,))[0] if enough else None)
 
 
+@with_usual_defaults
 def arm_figures(
     generated: Shards,
     reference: MeasuredReference | None,
@@ -353,6 +356,7 @@ def student_quantile(share: float, freedom: int) -> float:
     return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
+@with_usual_defaults
 def compare(
     arms: Mapping[str, Sequence[Mapping[str, Figure]]], *, replicates: int = 1000, level: float = 0.95
 ) -> dict[str, dict[str, Gap]]:

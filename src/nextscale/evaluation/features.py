@@ -23,6 +23,7 @@ from nextscale.errors import DataError, InvalidArgumentError
 from nextscale.evaluation.inception import SHA256, SIDE, load_inception, resize_tensorflow1
 from nextscale.evaluation.provenance import Report, silent
 from nextscale.evaluation.recognition import CLASSIFIER, load_classifier
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.digest import weights_digest
 
 SPACES = (CLASSIFIER, "inception", "inception-clean", "pixels", "dinov2")
@@ -172,6 +173,7 @@ def resize_clean(images: Tensor, side: int = SIDE) -> Tensor:
     return torch.from_numpy(np.stack(resized)).clamp(0, 255).view(-1, 3, side, side)
 
 
+@with_usual_defaults
 def open_space(
     name: str,
     weights: str | Path | None = None,

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nextscale.whole import plain
+
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, or leave what was there."""
@@ -21,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """The same for JSON, indented; ``null`` stands for numbers that are none."""
-    text = json.dumps(finite(value), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(finite(value), indent=2, allow_nan=False, ensure_ascii=False, default=plain)
     write_text(path, text + "\n")
 
 

@@ -105,11 +105,6 @@ class ObservedImages:
 
         try:
             out = self._call(range(start, stop), on_step)
-        except torch.cuda.OutOfMemoryError:
-            raise InvalidArgumentError(
-                f"{self.plan.pipe.device} has too little memory for {stop - start} pictures at once; use a "
-                f"smaller --batch-size"
-            ) from None
         except NotFiniteError as error:
             raise error.of(start + error.picture) from None
         statistics, curves = residuals.rows()
@@ -127,7 +122,7 @@ class ObservedImages:
         """Settings, size and grids, as one picture shows them."""
         grids: dict[int, Grid] = {}
         out = self._call(range(1), lambda info: grids.update({info.index: info.grid}))
-        own = ("nextscale", "model", "labels", "prompts", "seeds")
+        own = ("nextscale", "model", "weights", "labels", "prompts", "seeds")
         settings = {k: v for k, v in out.settings.items() if k not in own}
         return settings, tuple(out.images.shape[2:]), tuple(grids[k] for k in sorted(grids))
 

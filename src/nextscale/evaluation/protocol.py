@@ -20,6 +20,7 @@ from nextscale.evaluation.recognition import CLASSIFIER
 from nextscale.evaluation.rows import check_finite
 from nextscale.generation.request import SEED_LIMIT
 from nextscale.weights.digest import text_digest
+from nextscale.whole import plain
 
 Rounding = Literal["round", "truncate"]
 FORMAT = 1  # raised when a figure of the same name would come out differently
@@ -150,7 +151,7 @@ def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def _digest(values: Mapping[str, Any]) -> str:
     """Of canonical JSON. Names of models and files are left out: moving them changes no figure."""
     known = {k: _without(v, "name") if k in ("model", "reference") and v else v for k, v in values.items()}
-    text = json.dumps(known, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(known, sort_keys=True, separators=(",", ":"), allow_nan=False, default=plain)
     return text_digest(text)
 
 

@@ -41,6 +41,7 @@ from nextscale.evaluation.provenance import file_digest
 from nextscale.evaluation.rows import check_rows
 from nextscale.evaluation.shards import Shards
 from nextscale.sampling.npz import IMAGES
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.digest import text_digest
 
 EMBEDDED = ("cifar10-test",)
@@ -67,6 +68,7 @@ class Reference:
     resize: str | None = None
 
     @classmethod
+    @with_usual_defaults
     def of_images(
         cls, name: str, images: Images, advance: Advance = unheard, *, resize: str | None = None
     ) -> Reference:
@@ -148,6 +150,7 @@ class MeasuredReference:
     features: Tensor | None
 
 
+@with_usual_defaults
 def measure_reference(
     reference: Reference, space: FeatureSpace, shards: Shards, advance: Advance = unheard
 ) -> MeasuredReference:
@@ -181,6 +184,7 @@ def _gaussian(shards: Shards, key: str) -> Gaussian:
 # ---------------------------------------------------------------------------- files
 
 
+@with_usual_defaults
 def open_reference(path: str | Path) -> Reference:
     """A reference ``.npz``, or an embedded one by name.
 

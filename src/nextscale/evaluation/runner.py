@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nextscale import __version__
-from nextscale.errors import InvalidArgumentError, NotFiniteError
+from nextscale.errors import InvalidArgumentError, NotFiniteError, is_out_of_memory
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.figures import Figures, measure
 from nextscale.evaluation.images import Advance, Images, unheard, write_npz
@@ -25,10 +25,13 @@ from nextscale.evaluation.shards import SHARD, ShardImages, Shards
 from nextscale.families.var.pipeline import VARPipeline
 from nextscale.guidance.cfg import ClassifierFreeGuidance
 from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.digest import pipeline_digest, text_digest
 
 # What a pipeline reports of its settings that is no setting: it stands elsewhere in a protocol, or nowhere.
-_NOT_SAMPLING = ("nextscale", "family", "model", "labels", "prompts", "seeds", "given_tokens", "tile")
+_NOT_SAMPLING = (
+    *("nextscale", "family", "model", "weights", "labels", "prompts", "seeds", "given_tokens", "tile"),
+)
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,19 @@ class PipelineImages:
         seeds = [self.protocol.seed + i for i in range(start, stop)]
         try:
             out = self.pipe(wanted, seed=seeds, batch_size=stop - start, output_type="pt", **self.arguments)
-        except torch.cuda.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if self.protocol.batch is None or not is_out_of_memory(error):
+                raise  # who asked may ask for fewer
             raise InvalidArgumentError(
-                f"{self.pipe.device} has too little memory for {stop - start} pictures at once; use a "
-                f"smaller --batch-size"
+                f"{self.pipe.device} has too little memory for {stop - start} pictures at once, and those of "
+                f"the multinomial sampler depend on how many are; use a smaller --batch-size"
             ) from None
         except NotFiniteError as error:
             raise error.of(start + error.picture) from None
         return to_uint8(out.images, self.protocol.rounding)
 
 
+@with_usual_defaults
 def plan(
     pipe: VARPipeline,
     images: int,
@@ -165,6 +171,7 @@ def sampling_in(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k not in _NOT_SAMPLING}
 
 
+@with_usual_defaults
 def plan_samples(samples: Samples, space: FeatureSpace, reference: Reference | None = None) -> Protocol:
     """The protocol of generated pictures from elsewhere, all of them."""
     check_fit(samples.size, space, reference)
@@ -205,6 +212,7 @@ def reference_shards(reference: Reference, space: FeatureSpace, work: Path) -> S
     return Shards(work / f"reference-{key}", reference.count)
 
 
+@with_usual_defaults
 def draw(
     protocol: Protocol,
     images: Images,
@@ -228,6 +236,7 @@ def draw(
     return generated
 
 
+@with_usual_defaults
 def conclude(
     protocol: Protocol,
     generated: Shards,
@@ -255,6 +264,7 @@ def conclude(
     return Result(protocol, figures, {**generated.seconds(), **spent}, versions(), device)
 
 
+@with_usual_defaults
 def run(
     protocol: Protocol,
     images: Images,

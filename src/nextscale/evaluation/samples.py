@@ -23,6 +23,7 @@ from nextscale.evaluation.images import (
 from nextscale.evaluation.provenance import file_digest
 from nextscale.sampling.npz import LABELS
 from nextscale.sampling.plan import JOINED
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.digest import text_digest
 
 
@@ -52,6 +53,7 @@ class Samples:
         return self.images.read(start, stop)
 
 
+@with_usual_defaults
 def open_samples(path: str | Path) -> Samples:
     """Open generated pictures: an ``.npz``, or whatever holds pictures of one size.
 

@@ -7,21 +7,22 @@ batches whether or not a run was interrupted, so an interrupted one ends with th
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nextscale.errors import DataError
+from nextscale.errors import DataError, warn
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.images import Advance, Images, unheard
-from nextscale.generation.request import spans
+from nextscale.generation.request import as_batch_size
 from nextscale.sampling.claims import Claims
+from nextscale.sampling.drawing import halved
+from nextscale.usual import with_usual_defaults
+from nextscale.weights.saving import save_tensors
 
 SHARD = 200  # pictures per file
 PIXELS = "images"
@@ -47,6 +48,7 @@ class Shards:
         """How many pictures :meth:`fill` will ask for: all those of files that are not whole."""
         return sum(self._wanted(i) for i in range(self._files) if self._done(i) != self._wanted(i))
 
+    @with_usual_defaults
     def fill(
         self,
         images: Images,
@@ -98,20 +100,25 @@ class Shards:
     ) -> None:
         parts: list[dict[str, Tensor]] = []
         seconds = {"images": 0.0, "features": 0.0}
-        for span in spans(self._wanted(index), batch_size):
+        first, wanted, size = index * SHARD, self._wanted(index), as_batch_size(batch_size)
+        done = 0
+        while done < wanted:
+            stop = min(done + size, wanted)
             start = time.perf_counter()
-            pixels = images.read(index * SHARD + span.start, index * SHARD + span.stop)
-            drawn = time.perf_counter()
-            parts.append({**space(pixels), **({PIXELS: pixels} if keep_images else {})})
+            try:
+                pixels = images.read(first + done, first + stop)
+                drawn = time.perf_counter()
+                rows = space(pixels)
+            except (RuntimeError, MemoryError) as error:
+                size = halved(error, stop - done, None, warn)
+                continue
+            parts.append({**rows, **({PIXELS: pixels} if keep_images else {})})
             seconds["images"] += drawn - start
             seconds["features"] += time.perf_counter() - drawn
+            done = stop
             advance(len(pixels))
         tensors = {key: torch.cat([p[key] for p in parts]).contiguous() for key in parts[0]}
-        path = self._path(index)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file(tensors, partial, metadata={k: repr(v) for k, v in seconds.items()})
-        os.chmod(partial, 0o644)  # it is written for its owner alone
-        os.replace(partial, path)
+        save_tensors(tensors, self._path(index), {k: repr(v) for k, v in seconds.items()})
 
     def has(self, key: str) -> bool:
         """Whether every file holds this tensor."""

@@ -37,6 +37,7 @@ from nextscale.evaluation.spectra import (
     nyquist,
     profile_changes,
 )
+from nextscale.usual import with_usual_defaults
 
 FORMAT = 1
 Values = dict[str, Any]
@@ -74,6 +75,7 @@ class Real:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
+@with_usual_defaults
 def spectrum_result(
     arms: Sequence[Arm], real: Real | None = None, *, replicates: int = 1000, level: float = 0.95
 ) -> Values:

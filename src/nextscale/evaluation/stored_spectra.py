@@ -16,11 +16,13 @@ from nextscale.evaluation.images import Advance, Images, pieces, read_arrays, un
 from nextscale.evaluation.moments import Gaussian, Moments
 from nextscale.evaluation.resampling import Profiles
 from nextscale.evaluation.spectra import AmplitudeRule
+from nextscale.usual import with_usual_defaults
 
 DETAIL = "detail"
 RULES = (AmplitudeRule(), AmplitudeRule(window="none"), AmplitudeRule("dct"))
 
 
+@with_usual_defaults
 def measure_pictures(
     images: Images, rule: AmplitudeRule, advance: Advance = unheard
 ) -> tuple[Profiles, Profiles]:
@@ -36,6 +38,7 @@ def measure_pictures(
     return Profiles(torch.cat(amplitudes)), Profiles(torch.cat(details))
 
 
+@with_usual_defaults
 def stored_spectra(sha256: str) -> dict[str, Profiles]:
     """Spectra in the package that belong to a reference, by its digest; empty if there are none.
 

@@ -25,6 +25,7 @@ from nextscale.evaluation.runner import PipelineImages, class_subjects, plan, ru
 from nextscale.evaluation.sweep_file import Cell, Sweep
 from nextscale.families import family_of
 from nextscale.families.var.pipeline import VARPipeline
+from nextscale.usual import with_usual_defaults
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Results:
                 yield measurement
             seen.add(protocol.hash)
 
+    @with_usual_defaults
     def measure(
         self,
         measurement: Measurement,

@@ -35,6 +35,7 @@ from nextscale.evaluation.sweep_file import SEED_STEP, label
 from nextscale.evaluation.sweep_plots import title
 from nextscale.families.var.pipeline import VARPipeline
 from nextscale.guidance.ssg import ScaledSpatialGuidance
+from nextscale.usual import with_usual_defaults
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,7 @@ def unseen(_text: str, _parts: int) -> Iterator[Advance]:
     yield unheard
 
 
+@with_usual_defaults
 def tune(
     bench: Bench,
     candidates: Sequence[ScaledSpatialGuidance | None],

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextscale.families.moving import move, resolve
 from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_prompts
 from nextscale.generation.tokens import Filters
 from nextscale.scales import ScaleSchedule
+from nextscale.weights.digest import quick_digest, state_of
 
 Own = TypeVar("Own", bound="Pipeline")
 
@@ -21,6 +22,20 @@ class Pipeline:
     transformer: Any
     tokenizer: Any
     defaults: dict[str, Any]
+    _digest: tuple[Any, str] = (None, "")
+
+    def weights_digest(self) -> str:
+        """Name the weights by a SHA-256 in hexadecimal, which a picture's settings hold.
+
+        See :func:`~nextscale.weights.digest.quick_digest`. It is computed when it is first needed, and again
+        after weights were changed; what is written through ``.data`` goes unseen. The text encoder's are not
+        in it.
+        """
+        modules = {name: part for name, part in vars(self).items() if isinstance(part, nn.Module)}
+        state = state_of(modules)
+        if self._digest[0] != state:
+            self._digest = state, quick_digest(modules)
+        return self._digest[1]
 
     def to(
         self: Own,
@@ -71,7 +86,8 @@ class TextPipeline(Pipeline):
     def encode_prompts(self, prompts: Prompts) -> TextFeatures:
         """Features of prompts, to be passed instead of them; after that, ``text_encoder.release()`` frees the
         encoder's memory."""
-        return encode_prompts(prompts, self.text_encoder)[1]
+        length = getattr(self.transformer.config, "text_length", None)
+        return encode_prompts(prompts, self.text_encoder, length=length)[1]
 
     def _decode(self, latent: Tensor, **options: Any) -> Tensor:
         """One picture at a time: a decoder takes much memory, and gains nothing from batches this large."""

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nextscale.errors import InvalidArgumentError, NotFiniteError
+from nextscale.errors import InvalidArgumentError, NotFiniteError, warn
 
 
 @dataclass(frozen=True)
@@ -128,15 +128,32 @@ class TextEncoder(Protocol):
         ...
 
 
+SHOWN = 60  # characters of a cut-off text that a warning quotes
+
+
+def warn_of_cut(index: int, count: int, room: int, what: str, lost: str) -> None:
+    """Say what is lost of a prompt that is longer than its encoder takes.
+
+    index: of the prompt. count: of its tokens or words, as ``what`` calls them. room: how many are used.
+    lost: the rest, as text.
+    """
+    shown = lost if len(lost) <= SHOWN else lost[:SHOWN] + " …"
+    warn(
+        f"prompt {index} is too long: of its {count} {what} the first {room} are used, and these "
+        f"{count - room} are cut off: {shown!r}"
+    )
+
+
 Prompts = str | Sequence[str] | TextFeatures
 
 
 def encode_prompts(
-    prompts: Prompts, encoder: TextEncoder | None, *, name: str = "prompts"
+    prompts: Prompts, encoder: TextEncoder | None, *, name: str = "prompts", length: int | None = None
 ) -> tuple[list[str] | None, TextFeatures]:
     """What a caller gave as text: the prompts, ``None`` where they came as features, and their features.
 
-    encoder: what makes features of strings. name: how messages call the prompts.
+    encoder: what makes features of strings. name: how messages call the prompts. length: tokens that the
+        model takes; where an encoder makes more of a string, the rest is cut, with a warning.
     Raises InvalidArgumentError if there is nothing, something else, or no encoder for strings.
     """
     if isinstance(prompts, TextFeatures):
@@ -153,16 +170,28 @@ def encode_prompts(
             f"text_encoder=, or pass TextFeatures"
         )
     texts = list(texts)
-    return texts, encoder(texts)
+    return texts, _cut(encoder(texts), length)
+
+
+def _cut(text: TextFeatures, length: int | None) -> TextFeatures:
+    if length is None or text.features.shape[1] <= length:
+        return text
+    for index, count in enumerate(text.lengths):
+        if count > length:
+            warn(
+                f"prompt {index} is too long: of its {count} tokens the first {length} are used, and the "
+                f"rest is cut off"
+            )
+    return TextFeatures(text.features[:, :length], text.mask[:, :length])
 
 
 def encode_negative(
-    prompts: Prompts | None, count: int, encoder: TextEncoder | None
+    prompts: Prompts | None, count: int, encoder: TextEncoder | None, *, length: int | None = None
 ) -> tuple[list[str] | None, TextFeatures | None]:
     """As :func:`encode_prompts`, for negative prompts: none, one for all ``count`` images, or one each."""
     if prompts is None:
         return None, None
-    texts, features = encode_prompts(prompts, encoder, name="negative_prompt")
+    texts, features = encode_prompts(prompts, encoder, name="negative_prompt", length=length)
     if len(features) not in (1, count):
         raise InvalidArgumentError(
             f"{len(features)} negative prompts for {count} images; give one for all or one per image"

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from nextscale.errors import InvalidArgumentError, MissingDependencyError, ModelNotFoundError, warn
+from nextscale.errors import InvalidArgumentError, MissingDependencyError, ModelNotFoundError
 from nextscale.families.moving import restored_on_failure
+from nextscale.families.text import warn_of_cut
 from nextscale.nn.placement import place
-
-SHOWN = 60  # characters of a cut-off text that a warning quotes
 
 
 class PretrainedEncoder:
@@ -102,14 +101,8 @@ class PretrainedEncoder:
 
     def warn_of_cut(self, ids: list[int], room: int, index: int) -> None:
         """Say what is lost of a prompt's tokens if there is room for some only."""
-        if len(ids) <= room:
-            return
-        lost = self.tokenizer.decode(ids[room:])
-        shown = lost if len(lost) <= SHOWN else lost[:SHOWN] + " …"
-        warn(
-            f"prompt {index} is too long: of its {len(ids)} tokens the first {room} are used, and these "
-            f"{len(ids) - room} are cut off: {shown!r}"
-        )
+        if len(ids) > room:
+            warn_of_cut(index, len(ids), room, "tokens", self.tokenizer.decode(ids[room:]))
 
     def _from_pretrained(self, what: str, **options: Any) -> Any:
         try:

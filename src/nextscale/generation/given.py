@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,17 +10,15 @@ from torch import Tensor
 from nextscale.errors import InvalidArgumentError
 from nextscale.generation.request import given_maps
 from nextscale.scales import ScaleSchedule
+from nextscale.whole import as_whole
 
 
 def resolve_steps(stop_after: int | None, schedule: ScaleSchedule) -> int:
     """How many scales are made. Raises InvalidArgumentError if that is not 1 to all of them."""
     if stop_after is None:
         return len(schedule)
-    try:
-        steps = 0 if isinstance(stop_after, bool) else operator.index(stop_after)
-    except TypeError:
-        steps = 0
-    if not 0 < steps <= len(schedule):
+    steps = as_whole(stop_after)
+    if steps is None or not 0 < steps <= len(schedule):
         raise InvalidArgumentError(f"stop_after must be 1 to {len(schedule)} scales, got {stop_after!r}")
     return steps
 

@@ -31,6 +31,7 @@ from nextscale.guidance.ssg import DEFAULT_BETA, ScaledSpatialGuidance, as_ssg
 from nextscale.kernels import constant_weights
 from nextscale.pixels import to_rgb
 from nextscale.scales import Grid
+from nextscale.whole import as_whole
 
 OutputType = Literal["pil", "pt", "np"]
 RANGE_SLACK = 1e-3  # beyond [-1, 1], for pictures that were rounded to 8 or 16 bits of a float
@@ -186,11 +187,18 @@ def given_maps(maps: Sequence[Tensor], grids: Sequence[Grid], count: int) -> lis
     return [t.expand(count, *t.shape[1:]) for t in shaped]
 
 
+def as_batch_size(value: Any) -> int:
+    """How many pictures are made at once. Raises InvalidArgumentError for what is no number of them."""
+    size = as_whole(value)
+    if size is None or size < 1:
+        raise InvalidArgumentError(f"batch_size must be a positive whole number, got {value!r}")
+    return size
+
+
 def spans(count: int, batch_size: int) -> Iterator[slice]:
     """Consecutive slices of at most ``batch_size``."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InvalidArgumentError(f"batch_size must be a positive whole number, got {batch_size!r}")
-    yield from (slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size))
+    size = as_batch_size(batch_size)
+    yield from (slice(i, min(i + size, count)) for i in range(0, count, size))
 
 
 class Drawn(NamedTuple):

@@ -52,6 +52,7 @@ from nextscale.guidance.schedules import (
     settings_from_dict,
     strength_to_json,
 )
+from nextscale.whole import as_whole
 
 Remember = Literal["unguided", "guided"]
 REMEMBER: tuple[str, ...] = get_args(Remember)
@@ -202,7 +203,7 @@ class ScaledSpatialGuidance:
         stop: int | None = None,
     ) -> None:
         checked = None if beta is None else check_strength(beta, "beta")
-        _check_range(start, stop)
+        start, stop = _check_range(start, stop)
         given = (schedule, prior, norm, remember)
         complete = (
             _SCHEDULE if schedule is None else schedule,
@@ -397,11 +398,16 @@ def as_ssg(value: ScaledSpatialGuidance | StrengthLike | None) -> ScaledSpatialG
     return ScaledSpatialGuidance(value)
 
 
-def _check_range(start: int, stop: int | None) -> None:
-    for name, value in (("start", start), ("stop", stop)):
-        if value is None and name == "stop":
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise InvalidArgumentError(f"{name} must be a step counted from 0; got {value!r}")
-    if stop is not None and stop < start:
-        raise InvalidArgumentError(f"stop ({stop}) must not be below start ({start})")
+def _check_range(start: int, stop: int | None) -> tuple[int, int | None]:
+    first = _step(start, "start")
+    last = None if stop is None else _step(stop, "stop")
+    if last is not None and last < first:
+        raise InvalidArgumentError(f"stop ({last}) must not be below start ({first})")
+    return first, last
+
+
+def _step(value: Any, name: str) -> int:
+    step = as_whole(value)
+    if step is None or step < 0:
+        raise InvalidArgumentError(f"{name} must be a step counted from 0; got {value!r}")
+    return step

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.nn.autoencoder import Decoder, Level, ResBlock, activate
+from nextscale.whole import as_whole
 
 Part = Callable[[Tensor], Tensor]
 
@@ -31,13 +32,14 @@ def decode_in_strips(decoder: Decoder, z: Tensor, rows: int) -> Tensor:
 
     Raises InvalidArgumentError if ``rows`` is not a positive whole number.
     """
-    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
+    strip = as_whole(rows)
+    if strip is None or strip < 1:
         raise InvalidArgumentError(f"rows must be a whole number of latent rows, at least 1, got {rows!r}")
     x: Tensor = decoder.mid(decoder.conv_in(z))
     upsample: nn.Module | None = None  # of the level before, joined with the next block
 
     def height() -> int:
-        return rows * x.shape[2] // z.shape[2]
+        return strip * x.shape[2] // z.shape[2]
 
     for level in (cast(Level, level) for level in reversed(decoder.up)):
         if len(level.attn):

@@ -155,7 +155,7 @@ class Claims:
     def _make(self, number: int, generation: int) -> Claim | None:
         path = self._path(number, generation)
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         except FileExistsError:
             return None
         file = os.fdopen(descriptor, "r+b", buffering=0)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextscale.errors import InvalidArgumentError, NotFiniteError
+from nextscale.errors import InvalidArgumentError, NotFiniteError, is_out_of_memory
 from nextscale.generation.finite import check_steps, finite_rows
 from nextscale.generation.loop import StepInfo
 from nextscale.sampling.plan import RunPlan
@@ -91,17 +91,6 @@ class _Watch:
 def to_uint8(images: Tensor) -> Any:
     """float ``(n, 3, H, W)`` in [0, 1] to a uint8 array ``(n, H, W, 3)``, rounded as single pictures are."""
     return (images.permute(0, 2, 3, 1) * 255).round().clamp(0, 255).to(torch.uint8).contiguous().numpy()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was too little, in the words of CUDA, MPS and the CPU."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        words in text
-        for words in ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
-    )
 
 
 @contextmanager
@@ -201,13 +190,19 @@ def _group_or_less(plan: RunPlan, pictures: RunPictures, shape: int, note: Note)
         )
 
 
-def halved(error: BaseException, size: int, device: torch.device, note: Note) -> int:
-    """Half of a batch that did not fit, with a word about it; other errors are raised again."""
+def halved(error: BaseException, size: int, device: torch.device | None, note: Note) -> int:
+    """Half of a batch that did not fit, with a word about it; other errors are raised again.
+
+    device: whose memory it was; ``None`` where it may be any. Raises InvalidArgumentError if the batch was a
+    single picture.
+    """
     if not is_out_of_memory(error):
         raise error
     if size == 1:
-        raise InvalidArgumentError(f"{device} has too little memory for a single picture") from None
-    if device.type == "cuda":
+        whose = "this machine" if device is None else str(device)
+        raise InvalidArgumentError(f"{whose} has too little memory for a single picture") from None
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    note(f"{size} pictures at once do not fit into the memory of {device}; drawing {size // 2} at once")
+    of = "" if device is None else f" of {device}"
+    note(f"{size} pictures at once do not fit into the memory{of}; drawing {size // 2} at once")
     return size // 2

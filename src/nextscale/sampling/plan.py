@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from nextscale.errors import InvalidArgumentError
 from nextscale.generation.request import SEED_LIMIT
 from nextscale.weights.digest import text_digest
+from nextscale.whole import as_whole
 
 Format = Literal["tar", "parquet", "folder", "npz"]
 ImageFormat = Literal["png", "webp"]
@@ -73,9 +74,9 @@ class RunPlan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))
         object.__setattr__(self, "arithmetic", tuple(self.arithmetic))
-        for name in ("count", "subjects", "shard_size", "group"):
-            _require_whole(name, getattr(self, name), 1)
-        _require_whole("seed", self.seed, 0)
+        for name in ("count", "subjects", "shard_size", "group", "seed"):
+            least = 0 if name == "seed" else 1
+            object.__setattr__(self, name, _require_whole(name, getattr(self, name), least))
         if self.seed + self.count > SEED_LIMIT:
             raise InvalidArgumentError(
                 f"seeds are from 0 up to 2^64, and {self.count:,} of them from {self.seed} go beyond"
@@ -84,11 +85,7 @@ class RunPlan:
             if getattr(self, name) not in known:
                 what, value = name.replace("_", " "), reprlib.repr(getattr(self, name))
                 raise InvalidArgumentError(f"unknown {what} {value}; known: {', '.join(known)}")
-        if self.shards > MAX_SHARDS:
-            raise InvalidArgumentError(
-                f"{self.count:,} pictures in shards of {self.shard_size} are {self.shards:,} files; make the "
-                f"shards larger, so that there are at most {MAX_SHARDS:,}"
-            )
+        check_shards(self.count, self.shard_size)
 
     @property
     def shards(self) -> int:
@@ -130,18 +127,32 @@ class RunPlan:
             plan = cls(**{f.name: stored[f.name] for f in fields(cls)})
             whole = plan.hash == stored.get("hash")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" …")
+            own = isinstance(error, InvalidArgumentError)
+            said = str(error) if own else f"{type(error).__name__}: {error}"
+            reason = textwrap.shorten(said, 200, placeholder=" …")
             raise InvalidArgumentError(f"it is damaged: {reason}") from None
         if not whole:
             raise InvalidArgumentError("it is damaged, or was edited: its hash does not fit")
         return plan
 
 
-def _require_whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def check_shards(count: int, shard_size: int) -> None:
+    """Raises InvalidArgumentError for a run of more files than a folder should hold."""
+    shards = -(-count // shard_size)
+    if shards > MAX_SHARDS:
+        raise InvalidArgumentError(
+            f"{count:,} pictures in shards of {shard_size} are {shards:,} files; make the shards larger, so "
+            f"that there are at most {MAX_SHARDS:,}"
+        )
+
+
+def _require_whole(name: str, value: Any, least: int) -> int:
+    number = as_whole(value)
+    if number is None or number < least:
         raise InvalidArgumentError(
             f"{name.replace('_', ' ')} must be at least {least}, got {reprlib.repr(value)}"
         )
+    return number
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str) -> Any:

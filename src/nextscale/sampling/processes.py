@@ -7,7 +7,8 @@ that and how to talk between them. A process that nobody launched is alone, and 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -74,21 +75,56 @@ PATIENCE = timedelta(hours=2)
 _joined: ContextVar[Processes | None] = ContextVar("joined", default=None)
 
 
+# What launchers set for each process. Some of them alone were left over by another program.
+SET_BY_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+WAITING = 20.0  # seconds for the others, after which it is said that they are waited for
+
+
 def launched() -> bool:
-    """Whether a launcher (``accelerate launch``, ``torchrun``) started this process as one of several."""
-    count = os.environ.get("WORLD_SIZE", "1")
-    if not count.isdecimal():
+    """Whether a launcher (``accelerate launch``, ``torchrun``) started this process as one of several.
+
+    Raises InvalidArgumentError, naming them, for variables that are no launcher's.
+    """
+    count = _number("WORLD_SIZE") if "WORLD_SIZE" in os.environ else 1
+    if count <= 1:
+        return False
+    missing = [name for name in SET_BY_LAUNCHERS if not os.environ.get(name)]
+    if missing:
         raise InvalidArgumentError(
-            f"WORLD_SIZE is {count!r}; accelerate launch and torchrun set it to a number"
+            f"WORLD_SIZE is {count}, as in a launch of {count} processes, but {missing[0]} is not set; "
+            f"{_REMEDY}"
         )
-    return int(count) > 1
+    rank = _number("RANK")
+    if rank >= count:
+        raise InvalidArgumentError(f"RANK is {rank} and WORLD_SIZE {count}, which is no launch; {_REMEDY}")
+    return True
+
+
+_REMEDY = (
+    "if they are left over, unset RANK and WORLD_SIZE; to start several processes use torchrun or accelerate "
+    "launch"
+)
+
+
+def _number(name: str) -> int:
+    text = os.environ[name]
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise InvalidArgumentError(
+            f"{name} is {text[:40]!r}; accelerate launch and torchrun set it to a number. If it is left "
+            f"over, unset it"
+        )
+    return int(text)
 
 
 @contextmanager
-def joined(device: str | None = None) -> Iterator[Processes]:
+def joined(
+    device: str | None = None, waiting: Callable[[str], None] = lambda text: None
+) -> Iterator[Processes]:
     """This process among those of its launch; alone without one. Inside of another, it is the same.
 
-    device: what was asked for, ``"cpu"`` say. Raises MissingDependencyError where a launch needs accelerate.
+    device: what was asked for, ``"cpu"`` say. waiting: told after a while that others are waited for.
+    Raises MissingDependencyError where a launch needs accelerate, and InvalidArgumentError if the processes
+    cannot find each other.
     """
     known = _joined.get()
     if known is not None or not launched():
@@ -99,7 +135,23 @@ def joined(device: str | None = None) -> Iterator[Processes]:
     except ImportError:
         raise MissingDependencyError("several processes need accelerate; install nextscale[accel]") from None
     on_cpu = place(device or "auto").device.type == "cpu"
-    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    others = (
+        f"WORLD_SIZE is {os.environ['WORLD_SIZE']}: waiting for the other processes at {where}; {_REMEDY}"
+    )
+    timer = threading.Timer(WAITING, waiting, [others])
+    timer.daemon = True
+    timer.start()
+    try:
+        state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        PartialState._reset_state()  # it would take itself for complete the next time
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InvalidArgumentError(
+            f"the processes of this launch do not find each other at {where} ({reason}); {_REMEDY}"
+        ) from None
+    finally:
+        timer.cancel()
     own = str(state.device) if device in (None, "auto", state.device.type) else device
     token = _joined.set(Processes(state.process_index, state.num_processes, own))
     try:

@@ -36,7 +36,7 @@ def read_run(folder: Path) -> Iterator[Item]:
         wanted = range(plan.count) if shard is None else plan.span(shard)
         if not path.exists():
             raise DataError(f"{str(path)!r} is missing; give the command of the run again, and it goes on")
-        yield from _checked(plan, path, wanted)
+        yield from checked_items(plan, path, wanted)
 
 
 def verify(folder: Path) -> int:
@@ -54,18 +54,29 @@ def read_shard(plan: RunPlan, path: Path, wanted: range) -> Iterator[Item]:
         yield from _npz(plan, path, wanted)
         return
     for facts, content in readers[plan.format](plan, path):
+        _require_end(plan, path, content)
         with Image.open(io.BytesIO(content)) as image:
             pixels = np.asarray(image.convert("RGB"))
         yield Item(facts["index"], facts["seed"], facts[plan.key.removesuffix("s")], pixels)
 
 
-def _checked(plan: RunPlan, path: Path, wanted: range) -> Iterator[Item]:
+def checked_items(plan: RunPlan, path: Path, wanted: range) -> Iterator[Item]:
+    """The pictures of a file of a run, in order. ``wanted``: those it should hold.
+
+    Raises DataError for the first that is missing, twice there, damaged, or of another size.
+    """
     expected = iter(wanted)
     try:
         for item in read_shard(plan, path, wanted):
             index = next(expected, None)
-            if item.index != index or item.seed != plan.seed + item.index:
-                raise DataError(f"{str(path)!r} has picture {item.index} where {index} belongs")
+            if item.index != index:
+                where = "after its last one" if index is None else f"where {index} belongs"
+                raise DataError(f"{str(path)!r} has picture {item.index} {where}")
+            if item.seed != plan.seed + item.index:
+                raise DataError(
+                    f"{str(path)!r}: picture {item.index} is said to have the seed {item.seed}, and it is "
+                    f"{plan.seed + item.index}"
+                )
             if item.pixels.shape != (*plan.size, 3):
                 raise DataError(f"{str(path)!r}: picture {item.index} has the shape {item.pixels.shape}")
             yield item
@@ -99,14 +110,34 @@ _DAMAGE = (
 Found = Iterator[tuple[dict[str, Any], bytes]]
 
 
+# How the files end that Pillow also reads without their end.
+_PNG_END = b"IEND\xaeB`\x82"
+
+
+def _require_end(plan: RunPlan, path: Path, content: bytes) -> None:
+    """Raises DataError for a picture that was cut off, if only by a byte."""
+    if plan.image_format == "png":
+        whole = content.endswith(_PNG_END)
+    else:
+        whole = len(content) == int.from_bytes(content[4:8], "little") + 8
+    if not whole:
+        raise DataError(f"{str(path)!r} is damaged: a picture in it is cut off")
+
+
 def _tar(plan: RunPlan, path: Path) -> Found:
+    if path.stat().st_size % tarfile.RECORDSIZE:
+        raise DataError(f"{str(path)!r} is damaged: it is cut off")
     with tarfile.open(path, "r:") as tar:
         content: dict[str, bytes] = {}
         for member in tar:
             file = tar.extractfile(member)
             content[member.name.partition(".")[2]] = file.read() if file else b""
             if len(content) == 3:
-                yield json.loads(content["json"]), content[plan.image_format]
+                facts = json.loads(content["json"])
+                told = content["cls" if plan.key == "labels" else "txt"].decode()
+                if told != str(facts[plan.key.removesuffix("s")]):
+                    raise DataError(f"{str(path)!r} says two things of what picture {facts['index']} shows")
+                yield facts, content[plan.image_format]
                 content = {}
         if content:
             raise DataError(f"{str(path)!r} ends within a picture")

@@ -19,6 +19,7 @@ from typing import Any
 
 from nextscale.errors import NextscaleError
 from nextscale.sampling.claims import PATIENCE, Claim, Claims, worker_name
+from nextscale.sampling.digests import path_digest
 from nextscale.sampling.drawing import RunPictures, halved, settle_batch, settle_group, to_uint8
 from nextscale.sampling.npz import join
 from nextscale.sampling.plan import (
@@ -31,6 +32,7 @@ from nextscale.sampling.plan import (
     write_manifest,
 )
 from nextscale.sampling.writers import Item, ShardWriter, open_shard, sync_folder
+from nextscale.usual import with_usual_defaults
 
 POLL = 0.5  # seconds between looks at what others do, when nothing is free
 COUNT = 1.0  # seconds for which what others have done is not looked up again
@@ -58,6 +60,7 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
+@with_usual_defaults
 def begin(
     folder: Path, plan: RunPlan, pictures: RunPictures, batch: int, note: Callable[[str], None]
 ) -> RunPlan:
@@ -99,6 +102,7 @@ class Worker:
     _slowest: float = 0.0
     _counted: tuple[float, int] = (0.0, 0)  # when pictures were last counted, and how many there were
 
+    @with_usual_defaults
     def run(self) -> None:
         """Work until every shard is there.
 
@@ -179,18 +183,22 @@ class Worker:
         start = time.monotonic()
         try:
             with self.claims.beating(claim):
-                if self._write(shard, partial) and self._publish(partial, self.plan.name(shard)):
-                    seconds = time.monotonic() - start
-                    self._slowest = max(self._slowest, seconds)
-                    span, memory = self.plan.span(shard), resident_bytes()
-                    facts = {"first": span.start, "pictures": len(span), "seconds": seconds, "memory": memory}
-                    self._log("shard", shard=shard, **facts)
+                if self._write(shard, partial):
+                    digest = path_digest(partial)
+                    if self._publish(partial, self.plan.name(shard)):
+                        self._log_shard(shard, time.monotonic() - start, digest)
             self.claims.clear(shard)
         except FileNotFoundError:  # the run is complete, and somebody tidied up around us
             if not self._is_published(shard):
                 raise
         finally:
             _remove(partial)
+
+    def _log_shard(self, shard: int, seconds: float, digest: str) -> None:
+        self._slowest = max(self._slowest, seconds)
+        span, memory = self.plan.span(shard), resident_bytes()
+        facts = {"first": span.start, "pictures": len(span), "seconds": seconds, "memory": memory}
+        self._log("shard", shard=shard, **facts, sha256=digest)
 
     def _write(self, shard: int, partial: Path) -> bool:
         """Draw a shard into a file that has not its name; False if another process published it meanwhile."""
@@ -262,8 +270,9 @@ class Worker:
                     parts = [self.folder / self.plan.name(i) for i in range(self.plan.shards)]
                     classes = self.plan.key == "labels"
                     join(parts, partial, self.plan.count, self.plan.size, classes)
+                    digest = path_digest(partial)
                     self._publish(partial, JOINED)
-                    self._log("joined", pictures=self.plan.count)
+                    self._log("joined", pictures=self.plan.count, sha256=digest)
             except FileNotFoundError:
                 if not (self.folder / JOINED).exists():
                     raise

@@ -58,6 +58,7 @@ from nextscale.training.tokenizer import TokenizerTask
 from nextscale.training.tokenizers import load_tokenizer, open_tokenizer, stride_of
 from nextscale.training.trainer import Reporter, TrainSettings, print_report, train
 from nextscale.training.transformer import TransformerTask, init_transformer, token_maps
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.digest import weights_digest
 
 __all__ = [
@@ -88,6 +89,7 @@ HELD_OUT_IMAGES = 1000  # that the transformer's held-out loss is measured on
 SHOWN_DIGEST = 16  # characters
 
 
+@with_usual_defaults
 def train_tokenizer(
     data: str | Path,
     output: str | Path,
@@ -153,6 +155,7 @@ def _origin(
     return origin | {"data": f"of {len(pictures)} pictures and the digest {digest}"}
 
 
+@with_usual_defaults
 def train_transformer(
     data: str | Path,
     output: str | Path,
@@ -359,6 +362,7 @@ def _class_names(data: ImageSource, known: Sequence[str]) -> Sequence[str]:
     return data.class_names or (known if len(known) == data.num_classes else ())
 
 
+@with_usual_defaults
 def train_classifier(
     data: str | Path,
     output: str | Path,

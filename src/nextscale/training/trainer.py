@@ -37,6 +37,7 @@ from nextscale.training.parallel import Team
 from nextscale.training.schedule import learning_rate, weight_decay
 from nextscale.training.settings import OPTIMIZERS, TrainSettings, autocast_dtype
 from nextscale.training.wording import named
+from nextscale.usual import with_usual_defaults
 
 __all__ = ["CHECKPOINT", "LOG", "OPTIMIZERS", "Reporter", "Task", "TrainSettings", "autocast_dtype", "train"]
 
@@ -87,6 +88,7 @@ def print_report(record: dict[str, Any], step: int, total: int) -> None:
     print(f"{step}/{total}  {values}", flush=True)
 
 
+@with_usual_defaults
 def train(
     task: Task[Model],
     settings: TrainSettings,

@@ -122,6 +122,13 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# The rarer ones, as far as this PyTorch has them.
+_NEWER = {
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+_DTYPES |= {name: getattr(torch, kind) for name, kind in _NEWER.items() if hasattr(torch, kind)}
 
 
 def _read_torch(path: Path, meta: bool) -> dict[str, Any]:

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from nextscale.errors import CheckpointError, ModelNotFoundError
 from nextscale.nn.placement import Placement
 from nextscale.weights.files import Module, build, check_shapes, read_json, read_weights
 from nextscale.weights.hub import is_repo_id
+from nextscale.weights.saving import save_tensors
+from nextscale.whole import plain
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -166,7 +167,7 @@ def _check_counts(config: Mapping[str, Any], tensors: int, path: Path) -> None:
 def write_json(value: Mapping[str, Any], path: Path) -> None:
     """Write JSON whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(value, indent=2, default=plain) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -191,8 +192,5 @@ def save_module(
         k: v.detach().to("cpu", dtype if dtype and v.is_floating_point() else v.dtype).contiguous()
         for k, v in module.state_dict().items()
     }
-    partial = folder / (WEIGHTS + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.chmod(partial, 0o644)  # it is written for its owner alone
-    os.replace(partial, folder / WEIGHTS)
+    save_tensors(tensors, folder / WEIGHTS, {"format": "pt"})
     write_json(config, folder / CONFIG)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
@@ -131,6 +133,25 @@ def test_unknown_names_without_suggestions(label: str):
     with pytest.raises(InvalidArgumentError, match="unknown class") as caught:
         resolve(label)
     assert repr(label) in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+@pytest.mark.parametrize("label", ["Käfer", "KÄFER", "Ångström", "한글", "カラス"])
+def test_names_in_any_normal_form(form: str, label: str):
+    names = ("käfer", "Ångström", "한글", "カラス", "e")
+    wanted = [n.casefold() for n in names].index(label.casefold())
+    assert resolve_labels(unicodedata.normalize(form, label), names, 5) == [wanted]
+    stored = tuple(unicodedata.normalize(form, name) for name in names)  # as folders on some systems are
+    assert resolve_labels(label, stored, 5) == [wanted]
+
+
+def test_unknown_names_list_what_is_allowed():
+    with pytest.raises(InvalidArgumentError) as caught:
+        resolve("zebra")
+    assert str(caught.value) == f"unknown class 'zebra'; this model's classes are {', '.join(PETS)} (0 to 4)"
+    many = tuple(f"class number {i}" for i in range(1000))
+    with pytest.raises(InvalidArgumentError, match=r"class number 19, … \(1,000 in all\) \(0 to 999\)$"):
+        resolve_labels("zebra", many, 1000)
 
 
 def test_no_labels():

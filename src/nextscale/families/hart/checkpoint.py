@@ -36,6 +36,7 @@ from nextscale.weights.official import (
     told,
 )
 from nextscale.weights.residual_tokenizer import tokenizer_sizes
+from nextscale.whole import as_whole
 
 OFFICIAL_REPO = "mit-han-lab/hart-0.7b-1024px"
 TRANSFORMER_FOLDER = "llm"
@@ -194,9 +195,10 @@ def read_settings(weights: Path, part: str, given: Settings | None = None) -> di
 
 def _whole(settings: Settings, name: str, path: Path) -> int:
     value = settings.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    number = as_whole(value)
+    if number is None or number < 1:
         raise _unknown(name, "a positive whole number", value, path)
-    return value
+    return number
 
 
 def _unknown(name: str, kind: str, value: Any, path: Path) -> CheckpointError:

@@ -48,7 +48,9 @@ from nextscale.guidance.schedules import StrengthLike
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.nn.placement import place
 from nextscale.scales import ScaleSchedule
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
+from nextscale.whole import as_whole
 
 FAMILY = "hart"
 # What the published sampler and demo use. Its top-k is fixed: 600 before the scale of this index, then 300.
@@ -89,6 +91,7 @@ class HARTPipeline(TextPipeline):
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
+    @with_usual_defaults
     def from_pretrained(
         cls,
         name: str | Path,
@@ -128,6 +131,7 @@ class HARTPipeline(TextPipeline):
         )
 
     @classmethod
+    @with_usual_defaults
     def from_official(
         cls,
         transformer: str | Path,
@@ -197,6 +201,7 @@ class HARTPipeline(TextPipeline):
 
     # ------------------------------------------------------------------ generation
 
+    @with_usual_defaults
     @torch.no_grad()
     def __call__(
         self,
@@ -295,6 +300,7 @@ class HARTPipeline(TextPipeline):
         settings = call_settings(
             family=FAMILY,
             model=self.name,
+            weights=self.weights_digest(),
             prompts=texts,
             system_prompt_sha256=self._system_prompt_digest() if texts else None,
             seeds=seeds,
@@ -302,7 +308,7 @@ class HARTPipeline(TextPipeline):
             ssg=spatial,
             more_smooth=soft,
             residual=residual,
-            mask_iterations=mask_iterations,
+            mask_iterations=as_whole(mask_iterations),
             given_tokens=len(given),
             stop_after=stop_after,
             filters=filters,
@@ -317,6 +323,7 @@ class HARTPipeline(TextPipeline):
 
     # ------------------------------------------------------------------ further uses
 
+    @with_usual_defaults
     @torch.no_grad()
     def reconstruct(
         self,

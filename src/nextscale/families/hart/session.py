@@ -19,6 +19,7 @@ from nextscale.guidance.base import CONDITIONAL, UNCONDITIONAL, GuidanceStep
 from nextscale.nn.cache import KVCache
 from nextscale.nn.quantizer import shrink
 from nextscale.scales import ScaleSchedule
+from nextscale.whole import as_whole
 
 Mixture = Callable[[Tensor, GuidanceStep, Tensor], Tensor]
 
@@ -194,13 +195,14 @@ def masked_counts(cells: int, iterations: int) -> list[int]:
     The published cosine schedule: ``floor(cells cos(pi/2 i/I))`` after i of I iterations, but at least one
     fewer than before. Raises InvalidArgumentError unless iterations is from 1 to the number of cells.
     """
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or not 1 <= iterations <= cells:
+    rounds = as_whole(iterations)
+    if rounds is None or not 1 <= rounds <= cells:
         raise InvalidArgumentError(
             f"mask_iterations must be a whole number from 1 to {cells}, the cells of the last scale, "
             f"got {iterations!r}"
         )
     counts = [cells]
-    for i in range(1, iterations):
-        left = math.floor(cells * math.cos(math.pi / 2 * i / iterations))
+    for i in range(1, rounds):
+        left = math.floor(cells * math.cos(math.pi / 2 * i / rounds))
         counts.append(max(1, min(counts[-1] - 1, left)))
     return [*counts, 0]

@@ -21,6 +21,8 @@ from torch import Tensor
 from nextscale.errors import InvalidArgumentError, warn
 from nextscale.families.text import TextFeatures
 from nextscale.families.text_models import PretrainedEncoder
+from nextscale.usual import with_usual_defaults
+from nextscale.whole import as_whole
 
 PUBLISHED = "mit-han-lab/Qwen2-VL-1.5B-Instruct"
 PUBLISHED_WIDTH = 1536
@@ -60,11 +62,12 @@ class HARTTextEncoder(PretrainedEncoder):
         dtype: str | torch.dtype = "auto",
     ) -> None:
         super().__init__(name, device, dtype)
-        if isinstance(context_token, bool) or not isinstance(context_token, int) or context_token < 1:
+        length = as_whole(context_token)
+        if length is None or length < 1:
             raise InvalidArgumentError(
                 f"context_token must be a positive whole number, got {context_token!r}"
             )
-        self.context_token = context_token
+        self.context_token = length
         self.system_prompt = (
             None if system_prompt is None else read_system_prompt(system_prompt, verify=verify)
         )
@@ -89,6 +92,7 @@ class HARTTextEncoder(PretrainedEncoder):
         """The language model of one that takes pictures too, whose picture part is not needed."""
         return getattr(model, "language_model", model)
 
+    @with_usual_defaults
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
         """Features ``(B, context_token, width)`` in float32 on the encoder's device."""
         if self.system_prompt is None:

@@ -55,7 +55,9 @@ from nextscale.guidance.schedules import StrengthLike
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.nn.placement import place
 from nextscale.scales import Grid, ScaleSchedule
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
+from nextscale.whole import as_whole
 
 FAMILY = "infinity"
 # What the released models have in common; a release has its own guidance_scale, temperature and pixels.
@@ -96,6 +98,7 @@ class InfinityPipeline(TextPipeline):
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
+    @with_usual_defaults
     def from_pretrained(
         cls,
         name: str | Path,
@@ -133,6 +136,7 @@ class InfinityPipeline(TextPipeline):
         )
 
     @classmethod
+    @with_usual_defaults
     def from_official(
         cls,
         transformer: str | Path,
@@ -227,6 +231,7 @@ class InfinityPipeline(TextPipeline):
 
     # ------------------------------------------------------------------ generation
 
+    @with_usual_defaults
     @torch.no_grad()
     def __call__(
         self,
@@ -298,9 +303,10 @@ class InfinityPipeline(TextPipeline):
         drawn_from = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "min_p": min_p}
         # A bit has two values, so any top_k from 2 on keeps both, as the official default of 900 does.
         filters = self._filters(grids, sys.maxsize, **drawn_from)
-        texts, features = encode_prompts(prompts, self.text_encoder)
+        length = self.transformer.config.text_length
+        texts, features = encode_prompts(prompts, self.text_encoder, length=length)
         seeds = resolve_seeds(seed, len(features))
-        unwanted, negative = encode_negative(negative_prompt, len(features), self.text_encoder)
+        unwanted, negative = encode_negative(negative_prompt, len(features), self.text_encoder, length=length)
         for name, part in (("text", features), ("negative text", negative)):
             if part is not None:
                 self.transformer.check_text(part)
@@ -338,6 +344,7 @@ class InfinityPipeline(TextPipeline):
         settings = call_settings(
             family=FAMILY,
             model=self.name,
+            weights=self.weights_digest(),
             prompts=texts,
             negative_prompt=unwanted,
             schedule=[list(g) for g in grids],
@@ -347,8 +354,8 @@ class InfinityPipeline(TextPipeline):
             ssg=spatial,
             filters=filters,
             given_tokens=len(given),
-            stop_after=stop_after,
-            tile=tile,
+            stop_after=as_whole(stop_after),
+            tile=as_whole(tile),
             sampler=sampler,
             dtype=self.dtype,
         )
@@ -356,6 +363,7 @@ class InfinityPipeline(TextPipeline):
 
     # ------------------------------------------------------------------ further uses
 
+    @with_usual_defaults
     @torch.no_grad()
     def reconstruct(
         self,

@@ -12,6 +12,7 @@ from nextscale.families.infinity.tokenizer import InfinityTokenizer
 from nextscale.generation.given import check_number
 from nextscale.generation.request import given_maps
 from nextscale.scales import Grid, ScaleSchedule
+from nextscale.whole import as_whole
 
 Grids = ScaleSchedule | Sequence[int | Grid]
 
@@ -72,10 +73,13 @@ def resolve_layers(given: int | Sequence[int], depth: int) -> tuple[int, ...]:
 
     Raises InvalidArgumentError for anything else; the official code's 1 is explained.
     """
-    layers = tuple(given) if isinstance(given, Sequence) else (given,)
-    for layer in layers:
-        if isinstance(layer, bool) or not isinstance(layer, int):
+    values = given.tolist() if hasattr(given, "tolist") else given
+    layers: list[int] = []
+    for value in values if isinstance(values, Sequence) else (values,):
+        layer = as_whole(value)
+        if layer is None:
             raise InvalidArgumentError(f"guidance_layer is a whole number or several, got {given!r}")
+        layers.append(layer)
         if layer == 1:
             raise InvalidArgumentError(
                 "guidance_layer 1 means guidance on probabilities in the official code, which announces it "
@@ -88,7 +92,7 @@ def resolve_layers(given: int | Sequence[int], depth: int) -> tuple[int, ...]:
             )
     if not layers:
         raise InvalidArgumentError("guidance_layer is empty; for no guidance use guidance_scale=1")
-    return layers
+    return tuple(layers)
 
 
 def given_bits(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
+from numbers import Real
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ def nearest_template(h_div_w: float) -> float:
 
     Raises InvalidArgumentError unless the ratio is a positive number.
     """
-    if isinstance(h_div_w, bool) or not isinstance(h_div_w, (int, float)) or not 0 < h_div_w < math.inf:
+    if isinstance(h_div_w, bool) or not isinstance(h_div_w, Real) or not 0 < h_div_w < math.inf:
         raise InvalidArgumentError(f"height / width must be a positive number, got {h_div_w!r}")
     return min(TEMPLATES, key=lambda template: abs(template - h_div_w))
 
@@ -89,7 +90,7 @@ def parse_aspect_ratio(aspect: float | str) -> float:
 
 def _ratio(aspect: float | str) -> float | None:
     """Height / width, or None for what is no ratio."""
-    if isinstance(aspect, bool) or not isinstance(aspect, (str, int, float)):
+    if isinstance(aspect, bool) or not isinstance(aspect, (str, Real)):
         return None
     try:
         numbers = [float(part) for part in str(aspect).split(":")]
@@ -156,7 +157,7 @@ def snap(height: float, width: float, budgets: Sequence[str] = tuple(BUDGETS)) -
     Raises InvalidArgumentError unless both sides are positive numbers.
     """
     for name, side in (("height", height), ("width", width)):
-        if isinstance(side, bool) or not isinstance(side, (int, float)) or not 0 < side < math.inf:
+        if isinstance(side, bool) or not isinstance(side, Real) or not 0 < side < math.inf:
             raise InvalidArgumentError(f"{name} must be a positive number of pixels, got {side!r}")
     allowed = {parse_budget(b) for b in budgets}
     choices = [Snapped(s, image_size(s)) for (_, budget), s in released().items() if budget in allowed]

@@ -13,6 +13,8 @@ from nextscale.families.infinity.transformer import InfinityTransformer
 from nextscale.families.text import TextEncoder, TextFeatures
 from nextscale.families.text_models import PretrainedEncoder
 from nextscale.families.words import WordEncoder
+from nextscale.usual import with_usual_defaults
+from nextscale.whole import as_whole
 
 PUBLISHED = "google/flan-t5-xl"
 PUBLISHED_WIDTH = 2048
@@ -44,11 +46,12 @@ class T5TextEncoder(PretrainedEncoder):
         dtype: str | torch.dtype = "auto",
     ) -> None:
         super().__init__(name, device, dtype)
-        if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
+        length = as_whole(max_length)
+        if length is None or length < 2:
             raise InvalidArgumentError(
                 f"max_length must be a whole number of at least 2 (a token and the end), got {max_length!r}"
             )
-        self.max_length = max_length
+        self.max_length = length
 
     @classmethod
     def from_models(cls, model: Any, tokenizer: Any, *, max_length: int = MAX_TOKENS) -> T5TextEncoder:
@@ -62,6 +65,7 @@ class T5TextEncoder(PretrainedEncoder):
         on_cuda = self._asked == "auto" and device.type == "cuda"
         return torch.float16 if on_cuda else super().dtype_on(device)
 
+    @with_usual_defaults
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:
         """Features ``(B, T, width)`` in float32 on the encoder's device."""
@@ -84,7 +88,7 @@ def as_encoder(given: Any, transformer: InfinityTransformer) -> TextEncoder | No
     if isinstance(given, (str, Path)):
         config = transformer.config
         if given == WORDS:
-            return WordEncoder(config.text_dim)
+            return WordEncoder(config.text_dim, length=config.text_length)
         return T5TextEncoder(given, max_length=config.text_length, device=transformer.device)
     encoder: TextEncoder | None = given
     return encoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -13,6 +14,7 @@ from typing import Any
 from nextscale.errors import InvalidArgumentError
 
 NO_CLASS = -1  # what a caller writes, besides None, for an unconditional image
+LISTED = 20  # names that a message shows of a model's classes
 
 
 @cache
@@ -65,8 +67,9 @@ def resolve_labels(labels: Any, class_names: Sequence[str], num_classes: int) ->
 
     Args:
         labels: a class number, a class name, ``None`` or -1 for no class, or a sequence mixing these; integer
-            arrays and tensors work as well. Names are compared without regard to case, and ``-`` and ``_``
-            count as spaces. Digits in a string are a number, unless a class has that very name.
+            arrays and tensors work as well. Names are compared without regard to case and to how Unicode
+            composes letters, and ``-`` and ``_`` count as spaces. Digits in a string are a number, unless a
+            class has that very name.
         class_names: the name of every class, or empty for a model whose classes have none.
         num_classes: how many classes the model knows, which is also the number that stands for "no class".
 
@@ -121,7 +124,7 @@ def _resolve(label: Any, class_names: Sequence[str], num_classes: int) -> int:
 def _by_name(label: str, class_names: Sequence[str]) -> int | None:
     matches = [i for i, name in enumerate(class_names) if _key(name) == _key(label)]
     if len(matches) > 1:
-        matches = [i for i in matches if class_names[i] == label] or matches
+        matches = [i for i in matches if _composed(class_names[i]) == _composed(label)] or matches
     if len(matches) > 1:
         raise InvalidArgumentError(f"{label!r} is the name of the classes {matches}; give a number")
     return matches[0] if matches else None
@@ -133,7 +136,19 @@ def _as_digits(label: str) -> int | None:
 
 
 def _key(name: str) -> str:
-    return " ".join(name.casefold().replace("-", " ").replace("_", " ").split())
+    """A name as it is compared. File systems and keyboards compose the same letters in different ways."""
+    letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join(letters.replace("-", " ").replace("_", " ").split())
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _listed(class_names: Sequence[str]) -> str:
+    """``"this model's classes are airplane, automobile, …"``"""
+    more = f", … ({len(class_names):,} in all)" if len(class_names) > LISTED else ""
+    return f"this model's classes are {', '.join(class_names[:LISTED])}{more}"
 
 
 def _range(num_classes: int) -> str:
@@ -149,4 +164,5 @@ def _unknown_name(label: str, class_names: Sequence[str], num_classes: int) -> s
     whole_words = [k for k in names if key and f" {key} " in f" {k.replace('(', ' ').replace(')', ' ')} "]
     near = dict.fromkeys([*whole_words, *difflib.get_close_matches(key, names, n=3, cutoff=0.6)])
     hint = " or ".join(repr(names[k]) for k in list(near)[:4])
-    return f"unknown class {label!r}{f'; did you mean {hint}?' if hint else ''} ({_range(num_classes)})"
+    meant = f"; did you mean {hint}?" if hint else ";"
+    return f"unknown class {label!r}{meant} {_listed(class_names)} (0 to {num_classes - 1})"

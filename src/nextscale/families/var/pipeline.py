@@ -51,6 +51,7 @@ from nextscale.guidance.ssg import ScaledSpatialGuidance
 from nextscale.nn.placement import place
 from nextscale.recording import Recordings
 from nextscale.scales import Grid, ScaleSchedule
+from nextscale.usual import with_usual_defaults
 from nextscale.weights.layout import load_module, locate, read_config, save_module, write_json
 
 FAMILY = "var"
@@ -90,6 +91,7 @@ class VARPipeline(Pipeline):
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
+    @with_usual_defaults
     def from_pretrained(
         cls,
         name: str | Path,
@@ -126,6 +128,7 @@ class VARPipeline(Pipeline):
         )
 
     @classmethod
+    @with_usual_defaults
     def from_official(
         cls,
         transformer: str | Path,
@@ -192,6 +195,7 @@ class VARPipeline(Pipeline):
 
     # ------------------------------------------------------------------ generation
 
+    @with_usual_defaults
     @torch.no_grad()
     def __call__(
         self,
@@ -275,6 +279,7 @@ class VARPipeline(Pipeline):
             "nextscale": __version__,
             "family": FAMILY,
             "model": self.name,
+            "weights": self.weights_digest(),
             "labels": [-1 if n == self.transformer.null_label else n for n in numbers],
             "seeds": seeds,
             "guidance_scale": cfg.to_dict(),
@@ -345,6 +350,7 @@ class VARPipeline(Pipeline):
 
     # ------------------------------------------------------------------ looking at real pictures
 
+    @with_usual_defaults
     def reconstruct(
         self, images: Tensor | Image.Image | Sequence[Image.Image], output_type: OutputType = "pil"
     ) -> Any:
@@ -357,6 +363,7 @@ class VARPipeline(Pipeline):
             self.tokenizer.decode(self.tokenizer.encode(image_tensor(images, self.image_size))), output_type
         )
 
+    @with_usual_defaults
     @torch.no_grad()
     def log_likelihood(
         self, images: Tensor | Image.Image | Sequence[Image.Image], labels: Label | Sequence[Label]
