@@ -57,15 +57,23 @@ Output = Annotated[
 ]
 Recipe = Annotated[
     str,
-    typer.Option("--recipe", metavar="NAME", help="Sizes and settings: cifar10, or tiny to try things out."),
+    typer.Option(
+        "--recipe", metavar="NAME", help="Sizes and settings: cifar10, eurosat, or tiny to try things out."
+    ),
 ]
 TokenRecipe = Annotated[
     str,
     typer.Option(
         "--recipe",
         metavar="NAME",
-        help="Sizes and settings: cifar10, or cifar10-bits for a model that takes prompts; tiny or tiny-bits "
-        "to try things out.",
+        help="Sizes and settings: cifar10, eurosat, or cifar10-bits for a model that takes prompts; tiny or "
+        "tiny-bits to try things out.",
+    ),
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--size", metavar="PIXELS", help="Side of the pictures. Default: the recipe's.", show_default=False
     ),
 ]
 HeldOut = Annotated[
@@ -130,8 +138,24 @@ def train(ctx: typer.Context) -> None:
 def tokenizer(
     data: Data,
     output: Output = None,
-    size: Annotated[int, typer.Option("--size", metavar="PIXELS", help="Side of the pictures.")] = 32,
+    size: Size = None,
     recipe: TokenRecipe = "cifar10",
+    perceptual: Annotated[
+        str | None,
+        _setting(
+            "--perceptual",
+            "SOURCE",
+            "Also compare features: of VGG16 (a file), of a classifier (a run's folder, a name), or none.",
+        ),
+    ] = None,
+    adversarial: Annotated[
+        float | None,
+        _setting(
+            "--adversarial",
+            "X",
+            "Weight of the adversarial term beside the others, say 0.5; 0 is none.",
+        ),
+    ] = None,
     held_out: HeldOut = None,
     resume: Fresh = True,
     images: Images = None,
@@ -148,7 +172,8 @@ def tokenizer(
     """
     options.require_positive({"--size": size})
     settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
-    _train("tokenizer", data, output, size=size, **settings)
+    judges = {"perceptual": perceptual, "adversarial": adversarial}
+    _train("tokenizer", data, output, size=size, **judges, **settings)
 
 
 @app.command(
@@ -203,6 +228,7 @@ def transformer(
 def classifier(
     data: Data,
     output: Output = None,
+    size: Size = None,
     recipe: Recipe = "cifar10",
     held_out: HeldOut = None,
     resume: Fresh = True,
@@ -215,8 +241,9 @@ def classifier(
     device: Device = "auto",
 ) -> None:
     """Train the small classifier that measures pictures."""
+    options.require_positive({"--size": size})
     settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
-    _train("classifier", data, output, **settings)
+    _train("classifier", data, output, size=size, **settings)
 
 
 def _settings(

@@ -60,6 +60,7 @@ class NextScaleTask(ABC, Generic[Transformer]):
         self.stages = stages
         self.state: dict[str, Tensor] = {}
         self.num_examples = len(labels)
+        self.rival = None
 
     def num_scales(self, progress: float) -> int:
         """How many scales are trained on after this share of the run."""

@@ -87,8 +87,10 @@ def train_tokenizer(
     data: str | Path,
     output: str | Path,
     *,
-    size: int = 32,
+    size: int | None = None,
     recipe: str | TokenizerRecipe | BitTokenizerRecipe = "cifar10",
+    perceptual: str | Path | None = None,
+    adversarial: float | None = None,
     held_out: str | Path | None = None,
     resume: bool = True,
     report: Reporter = print_report,
@@ -97,8 +99,11 @@ def train_tokenizer(
 ) -> VARTokenizer | InfinityTokenizer:
     """Train a tokenizer on pictures; see :func:`open_images` for what ``data`` can be.
 
-    size: pixels per side; the scales are the known list that ends at the latent of this size.
+    size: pixels per side, by default the recipe's; the scales are the known list that ends at the latent of
+        this size.
     recipe: a name from :data:`RECIPES`, or a recipe.
+    perceptual, adversarial: features to compare and weight of the adversarial term instead of the recipe's;
+        see :class:`~nextscale.training.judges.JudgeSettings`.
     held_out: other data to measure on; by default the ``test`` split of ``data`` where there is one, else one
         picture in twenty, at most 2,000, which are then not trained on.
     output: gets ``tokenizer/`` (weights), ``log.jsonl``, ``checkpoint.pt`` and sample pictures.
@@ -107,15 +112,22 @@ def train_tokenizer(
     chosen: TokenizerRecipe | BitTokenizerRecipe = find_recipe("tokenizer", recipe, overrides)
     settings, where = chosen.settings, place(device).device
     patch = chosen.config.patch if isinstance(chosen, BitTokenizerRecipe) else 1
-    sides = _sides(size, chosen.config.reduction * patch)
+    reduction = chosen.config.reduction * patch
+    if size is None:
+        schedule = chosen.config.schedule
+        size = 32 if schedule is None else schedule.final[0] * reduction
+    sides = _sides(size, reduction)
+    judges = chosen.judges.changed(perceptual, adversarial)
     training, held = open_splits(data, size=size, held_out=held_out)
     torch.manual_seed(settings.seed)
     if isinstance(chosen, BitTokenizerRecipe):
         bitwise = InfinityTokenizer(replace(chosen.config, patch_nums=sides)).to(where)
-        bit_task = BitTokenizerTask(bitwise, training, held, flip=chosen.flip)
+        common: dict[str, Any] = dict(flip=chosen.flip, turn=chosen.turn, judges=judges.open(where))
+        bit_task = BitTokenizerTask(bitwise, training, held, **common)
         return train(bit_task, settings, Path(output), resume=resume, report=report)
     model = VARTokenizer(replace(chosen.config, patch_nums=sides)).to(where)
-    task = TokenizerTask(model, training, held, flip=chosen.flip, revive_every=chosen.revive_every)
+    common = dict(flip=chosen.flip, turn=chosen.turn, judges=judges.open(where))
+    task = TokenizerTask(model, training, held, revive_every=chosen.revive_every, **common)
     return train(task, settings, Path(output), resume=resume, report=report)
 
 
@@ -261,6 +273,7 @@ def train_classifier(
     data: str | Path,
     output: str | Path,
     *,
+    size: int | None = None,
     recipe: str | ClassifierRecipe = "cifar10",
     held_out: str | Path | None = None,
     resume: bool = True,
@@ -268,11 +281,16 @@ def train_classifier(
     device: str = "auto",
     **overrides: Any,
 ) -> SmallClassifier:
-    """Train the small classifier on 32-pixel pictures."""
+    """Train the small classifier.
+
+    size: pixels per side of the pictures, by default the recipe's. Everything else is as for tokenizers.
+    """
     chosen: ClassifierRecipe = find_recipe("classifier", recipe, overrides)
-    training, held = open_splits(data, size=32, held_out=held_out)
+    config = chosen.config if size is None else replace(chosen.config, size=size)
+    side = SmallClassifier(config).size[0]
+    training, held = open_splits(data, size=side, held_out=held_out)
     torch.manual_seed(chosen.settings.seed)
-    model = SmallClassifier(replace(chosen.config, num_classes=training.num_classes))
+    model = SmallClassifier(replace(config, num_classes=training.num_classes))
     model.start_as_identity()
     model.set_whitening(to_float(training.batch(torch.arange(min(5000, len(training))))))
     task = ClassifierTask(
@@ -281,6 +299,7 @@ def train_classifier(
         held,
         shift=chosen.shift,
         cutout=chosen.cutout,
+        turn=chosen.turn,
         label_smoothing=chosen.label_smoothing,
     )
     return train(task, chosen.settings, Path(output), resume=resume, report=report)

@@ -35,6 +35,21 @@ OPTIMIZERS = ("adamw", "sgd")
 Model = TypeVar("Model", bound=nn.Module)
 
 
+class Rival(Protocol):
+    """Something that learns against the model, by gradients that the model's loss leaves with it."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def step(self, rate: float) -> None:
+        """Descend; rate: the model's learning rate as a share of its peak."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 class Task(Protocol[Model]):
     """Something to train."""
 
@@ -42,6 +57,11 @@ class Task(Protocol[Model]):
     num_examples: int
     state: dict[str, Tensor]
     """What upkeep remembers between iterations, changed in place; checkpoints store it."""
+
+    @property
+    def rival(self) -> Rival | None:
+        """What learns against the model, if anything does."""
+        ...
 
     def loss(self, rows: Tensor, step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss of a batch of row numbers, and what to log beside it."""
@@ -171,7 +191,7 @@ def _iterate(run: _Run[Model], report: Reporter, stop_after: int | None) -> None
         for rows in batches(task.num_examples, settings.batch_size, settings.seed, run.step):
             if run.step >= until:
                 break
-            run.optimizer.zero_grad(set_to_none=True)
+            run.team.model.zero_grad(set_to_none=True)
             seed = settings.seed * 1_000_003 + run.step
             loss, metrics, stopped = run.team.backward(rows, seed, loss_of, bool(caught))
             if run.descend():
@@ -243,7 +263,10 @@ class _Run(Generic[Model]):
         *,
         resume: bool,
     ) -> _Run[Model]:
-        team = Team(processes, settings.accumulate, task.model, task.state)
+        learners = nn.ModuleList([task.model])
+        if task.rival is not None:
+            learners.append(task.rival.network)
+        team = Team(processes, settings.accumulate, learners, task.state)
         team.check(settings.batch_size)
         averaged = copy.deepcopy(task.model).eval().requires_grad_(False)
         run = cls(task, settings, output, team, averaged, _optimizer(task.model, settings))
@@ -281,8 +304,12 @@ class _Run(Generic[Model]):
         decay = weight_decay(self.step, start=s.weight_decay, end=decay_end, total=self.total)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate, decay if group["decays"] else 0.0
-        self.norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), s.clip)
-        if not torch.isfinite(self.norm):
+        rival = self.task.rival
+        norms = [nn.utils.clip_grad_norm_(self.task.model.parameters(), s.clip)]
+        if rival is not None:
+            norms.append(nn.utils.clip_grad_norm_(rival.network.parameters(), s.clip))
+        self.norm = norms[0]
+        if not all(torch.isfinite(norm) for norm in norms):
             self.skipped += 1
             if self.skipped >= MAX_SKIPPED:
                 raise TrainingError(
@@ -292,6 +319,8 @@ class _Run(Generic[Model]):
             return False
         self.skipped = 0
         self.optimizer.step()
+        if rival is not None:
+            rival.step(rate / s.lr)
         self._average()
         return True
 
@@ -339,6 +368,7 @@ class _Run(Generic[Model]):
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "task": self.task.state,
+            "rival": None if self.task.rival is None else self.task.rival.state_dict(),
             "step": self.step,
             "seconds": self.seconds + time.monotonic() - self.started,
             "settings": asdict(self.settings),
@@ -363,8 +393,17 @@ class _Run(Generic[Model]):
                     f"{str(path)!r} was made with {name} {before}, now it is {now}, so the run could not be "
                     f"continued exactly. Use the same, another output folder, or resume=False"
                 )
+        rival = state.get("rival")
+        if (rival is None) != (self.task.rival is None):
+            raise CheckpointError(
+                f"{str(path)!r} was made {'without' if rival is None else 'with'} an adversarial term, "
+                f"unlike this run, so it could not be continued exactly. Use the same, another output "
+                f"folder, or resume=False"
+            )
         try:
             self.task.model.load_state_dict(state["model"])
+            if self.task.rival is not None:
+                self.task.rival.load_state_dict(state["rival"])
             self.averaged.load_state_dict(state["averaged"])
             self.optimizer.load_state_dict(state["optimizer"])
             for name, value in state["task"].items():
