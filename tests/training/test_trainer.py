@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(pictures: ImageSource, tmp
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(InvalidArgumentError, match="unknown optimizer 'lion'; known: adamw, sgd"):
+    with pytest.raises(InvalidArgumentError, match="unknown optimizer 'lion'; known: adamw, sgd, muon"):
         TrainSettings(optimizer="lion")
     with pytest.raises(InvalidArgumentError, match="batch_size must be positive, got 0"):
         TrainSettings(batch_size=0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from nextscale.errors import InvalidArgumentError
 from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
 from nextscale.training import recipes
+from nextscale.training.cache import encode_dataset
 from nextscale.training.classifier import ClassifierTask
-from nextscale.training.data import ImageSource
+from nextscale.training.data import ImageSource, to_float
 from nextscale.training.views import random_turns, turned
 
 
@@ -53,3 +55,33 @@ def test_a_classifier_of_any_size_and_number_of_classes(picture_folder: Path, tm
         recipes.train_classifier(picture_folder, tmp_path, recipe="tiny", size=8, images=32)
     assert ClassifierConfig(size=40).size == (40, 40)
     assert ClassifierConfig().size == (32, 32)  # of the files from before sizes were stored
+
+
+def test_a_data_set_is_encoded_in_all_views(pictures: ImageSource) -> None:
+    few = pictures.subset(torch.arange(5))
+    images = to_float(few.batch(range(5)))
+    eight = encode_dataset(lambda x: x, few, flip=True, turn=True, batch_size=2)
+    assert eight.shape == (8, *images.shape)
+    assert torch.equal(eight[0], images)
+    assert torch.equal(encode_dataset(lambda x: x, few, flip=True)[1], images.flip(-1))
+    assert torch.equal(encode_dataset(lambda x: x, few, flip=False, turn=True), eight[:4])
+    for one in range(8):
+        for other in range(one):
+            assert not torch.equal(eight[one], eight[other])
+
+
+def test_a_cache_of_other_views_is_not_taken(picture_folder: Path, tmp_path: Path) -> None:
+    recipes.train_tokenizer(picture_folder, tmp_path / "t", recipe="tiny", images=32, report=lambda *_: None)
+    tiny = recipes.tiny_transformer()
+    for turn, flip, views in ((False, False, 1), (True, False, 4), (True, True, 8), (False, True, 2)):
+        recipes.train_transformer(
+            picture_folder,
+            tmp_path / "m",
+            tokenizer=tmp_path / "t",
+            recipe=replace(tiny, turn=turn, flip=flip),
+            images=16,
+            resume=False,
+            report=lambda *_: None,
+        )
+        kept = torch.load(tmp_path / "m" / "tokens.pt", weights_only=True)["tokens"]
+        assert len(kept) == views

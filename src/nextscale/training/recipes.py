@@ -42,6 +42,9 @@ from nextscale.training.presets import (
     cifar10_classifier,
     cifar10_tokenizer,
     cifar10_transformer,
+    eurosat_classifier,
+    eurosat_tokenizer,
+    eurosat_transformer,
     find_recipe,
     tiny_bit_tokenizer,
     tiny_bit_transformer,
@@ -69,6 +72,9 @@ __all__ = [
     "cifar10_classifier",
     "cifar10_tokenizer",
     "cifar10_transformer",
+    "eurosat_classifier",
+    "eurosat_tokenizer",
+    "eurosat_transformer",
     "load_tokenizer",
     "tiny_bit_tokenizer",
     "tiny_bit_transformer",
@@ -190,13 +196,15 @@ class _Folders:
         encode: Encode,
         pictures: tuple[ImageSource, ImageSource],
         name: str,
-        flip: bool,
         report: Reporter,
+        *,
+        flip: bool,
+        turn: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """What the tokenizer makes of both, kept in files of that name."""
         training, held = pictures
         path = self.output / f"{name}.pt"
-        first = cached(vae, encode, training, path, flip=flip, report=report)
+        first = cached(vae, encode, training, path, flip=flip, turn=turn, report=report)
         return first, cached(vae, encode, held, self.output / f"{name}-held-out.pt", flip=False)
 
 
@@ -220,7 +228,8 @@ def _transformer_task(
                 f"{str(folders.initial)!r} has the grids {trained.schedule}, this run has {model.schedule}"
             )
         _copy_weights(trained, model, folders.initial)
-    tokens = folders.encoded(vae, partial(token_maps, vae), pictures, "tokens", chosen.flip, report)
+    encode = partial(token_maps, vae)
+    tokens = folders.encoded(vae, encode, pictures, "tokens", report, flip=chosen.flip, turn=chosen.turn)
     return TransformerTask(
         model.to(vae.device),
         vae,
@@ -244,7 +253,7 @@ def _bit_transformer_task(
     if folders.initial is not None:
         first = _trained(folders.initial, lambda c: InfinityTransformer(InfinityTransformerConfig(**c)))
         _copy_weights(first, model, folders.initial)
-    features = folders.encoded(vae, partial(latents, vae), pictures, "features", chosen.flip, report)
+    features = folders.encoded(vae, partial(latents, vae), pictures, "features", report, flip=chosen.flip)
     names = _class_names(training, chosen.class_names)
     return BitTransformerTask(
         model.to(vae.device),

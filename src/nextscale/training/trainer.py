@@ -25,12 +25,13 @@ from nextscale.sampling.processes import Processes, joined
 from nextscale.sampling.signals import held_back
 from nextscale.training.data import batches
 from nextscale.training.log import LOG, Log
+from nextscale.training.muon import Muon, Pair, is_inner
 from nextscale.training.parallel import Team
 from nextscale.training.schedule import learning_rate, weight_decay
 
 CHECKPOINT = "checkpoint.pt"
 MAX_SKIPPED = 100
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "sgd", "muon")
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -91,8 +92,9 @@ class TrainSettings:
     batch_size: examples per iteration, of all processes together.
     accumulate: parts of a process's share that are computed one after another, to save memory.
     images: training examples to see in all, repeats included.
-    optimizer: "adamw", or "sgd", stochastic gradient descent with Nesterov's momentum, whose weight decay is
-        added to the gradient. Learning rates of the two have nothing in common.
+    optimizer: "adamw"; "muon", which is for transformers (:class:`~nextscale.training.muon.Muon`), with the
+        learning rates of "adamw"; or "sgd", stochastic gradient descent with Nesterov's momentum, whose
+        weight decay is added to the gradient, and whose rates have nothing in common with the others'.
     warmup: share of the iterations during which the learning rate rises.
     weight_decay_end: reached along a half cosine; ``None`` keeps ``weight_decay`` constant.
     betas: decay of the averaged gradient, which is also the momentum of "sgd", and of its square.
@@ -244,7 +246,7 @@ class _Run(Generic[Model]):
     output: Path
     team: Team
     averaged: Model
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | Pair
     step: int = 0
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
@@ -415,10 +417,12 @@ class _Run(Generic[Model]):
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer | Pair:
     groups = _decay_groups(model.named_parameters())
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.betas[0], nesterov=True, fused=True)
+    if settings.optimizer == "muon":
+        return _muon(model, groups, settings)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
@@ -433,3 +437,19 @@ def _decay_groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[s
                 free if p.ndim <= 1 or name.endswith("bias") or any(e in name for e in exempt) else decayed
             ).append(p)
     return [{"params": decayed, "decays": True}, {"params": free, "decays": False}]
+
+
+def _muon(model: nn.Module, groups: list[dict[str, Any]], settings: TrainSettings) -> Pair:
+    """Muon for the matrices in blocks, AdamW for what is left."""
+    inner = {id(p) for name, p in model.named_parameters() if is_inner(name, p)}
+    parts: list[list[dict[str, Any]]] = []
+    for wanted in (False, True):
+        chosen = ({**g, "params": [p for p in g["params"] if (id(p) in inner) == wanted]} for g in groups)
+        parts.append([g for g in chosen if g["params"]])
+    if not parts[1]:
+        raise InvalidArgumentError(
+            "the optimizer muon is for transformers, and this model has no matrices in blocks; use adamw"
+        )
+    dtype = autocast_dtype("auto", next(model.parameters()).device)
+    adamw = torch.optim.AdamW(parts[0], lr=settings.lr, betas=settings.betas, fused=True)
+    return Pair(adamw, Muon(parts[1], lr=settings.lr, dtype=dtype))
