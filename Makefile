@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 # The tests want Triton too, which is large and which nothing else needs without a GPU.
 TESTED := .venv/.installed-kernels
 
-.PHONY: demo page test lint clean
+.PHONY: demo page test mutants lint clean
 
 demo: $(STAMP)
 	$(BIN)/nextscale compare --output $(DEMO)
@@ -19,6 +19,10 @@ page: $(STAMP)
 
 test: $(TESTED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Puts faults into a copy of the sources, one at a time: each should make a test fail. Twenty minutes.
+mutants: $(TESTED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(WORDS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

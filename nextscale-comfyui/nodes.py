@@ -15,7 +15,7 @@ from torch import Tensor
 EMBEDDED = "cifar10"
 CATEGORY = "nextscale"
 OWN = -1  # in a number's field: whatever the model has as its own
-SEEDS = 2**32 - 1
+SEEDS = 2**64 - 1
 MAX_PICTURES = 64
 AUTO = "auto"
 SIZES = (AUTO, "0.06M", "0.25M", "0.60M", "1M")

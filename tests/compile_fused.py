@@ -30,7 +30,7 @@ TYPES = {
 }
 
 
-CALLED = {"_normed"}  # by kernels, as a part of them
+CALLED = {"_derive", "_normed"}  # by kernels, as a part of them
 
 
 class Compiling:
@@ -89,8 +89,10 @@ def main() -> None:
         fused.group_norm_silu(maps, 32, bias[:160], bias[:160], 1e-6, bias[:160])
         fused.add_biased(maps, maps, bias[:160])
     values, order = torch.zeros(3, 4096).sort(dim=-1)
-    for top_p, min_p in ((0.0, 0.0), (0.9, 0.1)):
-        fused.draw_sorted(values, order, torch.zeros(3).double(), limit=900, top_p=top_p, min_p=min_p)
+    seeds = torch.zeros(1).long()
+    for cells, top_p, min_p in ((None, 0.0, 0.0), (torch.zeros(1, 3).long(), 0.9, 0.1)):
+        where = {"stream": 3, "step": 2, "cells": cells}
+        fused.race_sorted(values, order, seeds, **where, top_k=900, top_p=top_p, min_p=min_p)
     for fine, coarse in ((4, 1), (256, 169)):
         logits, previous = torch.zeros(1, fine, 4096), fused.in_parts(torch.zeros(1, coarse, 4096))
         fused.accumulate(logits, previous, fused.operator_in_parts(torch.zeros(fine, coarse)), 0.6)

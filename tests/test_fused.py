@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nextscale import VARPipeline, kernels
-from nextscale.generation.tokens import draw_ranked
+from nextscale.generation.noise import Noise, Stream
+from nextscale.generation.race import race
+from nextscale.generation.tokens import filter_logits
 from nextscale.nn.attention import MAX_LOG_SCALE
 
 if importlib.util.find_spec("triton") is None:
@@ -150,10 +152,11 @@ def test_accumulate(fused: ModuleType, fine: int, coarse: int, channels: int):
     min_p=st.sampled_from([0.0, 0.1, 1.0]),
     ties=st.booleans(),
     removed=st.booleans(),
+    parts=st.booleans(),
 )
 @settings(max_examples=60)
 def test_draws_are_those_of_the_filters(
-    size: int, seed: int, top_k: int, top_p: float, min_p: float, ties: bool, removed: bool
+    size: int, seed: int, top_k: int, top_p: float, min_p: float, ties: bool, removed: bool, parts: bool
 ):
     from nextscale import fused
 
@@ -162,19 +165,23 @@ def test_draws_are_those_of_the_filters(
     logits = logits.round() if ties else logits
     if removed:
         logits[:, 1::3] = -torch.inf
-    uniform = torch.rand(4, dtype=torch.float64, generator=generator)
-    top_k = min(top_k, size)
-    wanted = draw_ranked(logits, uniform, top_k=top_k, top_p=top_p, min_p=min_p)
-    values, order = logits.to(DEVICE).sort(dim=-1, descending=True, stable=True)
-    limit = top_k if 0 < top_k < size else size
-    found = fused.draw_sorted(values, order, uniform.to(DEVICE), limit=limit, top_p=top_p, min_p=min_p)
+    limits = {"top_k": min(top_k, size), "top_p": top_p, "min_p": min_p}
+    noise = Noise([seed, 2**64 - 1 - seed])
+    cells = torch.tensor([[5, 900], [0, 5]]) if parts else None
+    keys = noise.keys(Stream.RESIDUAL, seed % 9, 2 if cells is None else cells)
+    wanted = race(filter_logits(logits, **limits), keys.flatten())
+    sorted_ = logits.to(DEVICE).sort(dim=-1, descending=True, stable=True)
+    where = {"stream": int(Stream.RESIDUAL), "step": seed % 9}
+    where["cells"] = None if cells is None else cells.to(DEVICE)
+    found = fused.race_sorted(*sorted_, noise.seeds.to(DEVICE), **where, **limits)
     assert torch.equal(found.cpu(), wanted)
 
 
 def test_something_is_drawn_where_logits_are_not_numbers(fused: ModuleType):
     values, order = torch.full((2, 8), torch.nan, device=DEVICE).sort(dim=-1, descending=True, stable=True)
-    uniform = torch.full((2,), 0.5, dtype=torch.float64, device=DEVICE)
-    found = fused.draw_sorted(values, order, uniform, limit=3, top_p=0.5, min_p=0.1)
+    where = {"stream": 0, "step": 0, "cells": None}
+    seeds = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    found = fused.race_sorted(values, order, seeds, **where, top_k=3, top_p=0.5, min_p=0.1)
     assert ((found >= 0) & (found < 8)).all()
 
 
@@ -206,7 +213,7 @@ def test_a_model_draws_the_same_with_them(
     pipe = VARPipeline.from_official(*files, device=DEVICE, dtype="float32")
     calls: list[str] = []
     used = {"modulated_norm", "gated", "gated_norm", "split_heads", "group_norm_silu", "add_biased"}
-    used |= {"accumulate", "draw_sorted"}
+    used |= {"accumulate", "race_sorted"}
     for name in used:
         known = getattr(everywhere, name)
         monkeypatch.setattr(

@@ -20,11 +20,12 @@ MODULES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*
 
 # What each part of the library may import besides itself; "" is the package, whose __init__ imports nothing
 # at once and is tested by running it.
-BASE = {"errors", "scales", "kernels", "fused", "recording", ""}
+BASE = {"errors", "scales", "pixels", "kernels", "fused", "recording", ""}
 MODEL = BASE | {"guidance", "nn", "generation", "weights", "families"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "scales": {"errors"},
+    "pixels": {"errors"},
     "fused": set(),
     "kernels": {"fused"},
     "recording": set(),
@@ -35,10 +36,11 @@ ALLOWED: dict[str, set[str]] = {
     "families": MODEL,
     "integrations": BASE | {"guidance"},
     "sampling": MODEL,
-    "evaluation": MODEL | {"sampling"},
-    "training": MODEL | {"sampling"},
+    "data": BASE | {"sampling"},
+    "evaluation": MODEL | {"sampling", "data"},
+    "training": MODEL | {"sampling", "data"},
     "benchmark": MODEL,
-    "cli": MODEL | {"integrations", "sampling", "evaluation", "training", "benchmark", "demo"},
+    "cli": MODEL | {"integrations", "sampling", "data", "evaluation", "training", "benchmark", "demo"},
     "demo": MODEL | {"integrations", "evaluation", "training"},
 }
 
@@ -51,8 +53,8 @@ OWNED = {
     "gradio": ("demo/*",),
     "transformers": ("families/text*.py", "families/*/text*.py", "evaluation/dinov2.py"),
     "accelerate": ("sampling/processes.py",),
-    "datasets": ("training/*", "evaluation/*"),
-    "pyarrow": ("training/*", "evaluation/*", "sampling/*"),
+    "datasets": ("data/*",),
+    "pyarrow": ("data/*", "evaluation/*", "sampling/*"),
     "matplotlib": MEASURING,
     "scipy": (*MEASURING, "benchmark/*"),
     "triton": ("fused/*",),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextscale import kernels as module
-from nextscale.kernels import attention, constant_weights, linear, of_weight
+from nextscale.kernels import attention, constant_weights, keeps_layouts, linear, of_weight
 from nextscale.nn.linear import Linear
 
 AGREE = {torch.float32: dict(rtol=1e-5, atol=1e-5), torch.bfloat16: dict(rtol=2e-2, atol=2e-2)}
@@ -144,7 +144,7 @@ def test_layouts_take_no_more_than_their_limit(monkeypatch: pytest.MonkeyPatch):
                 expected = F.linear(x, layer.weight, layer.bias)
                 torch.testing.assert_close(layer(x), expected, **AGREE[torch.bfloat16])
             Linear(32, 32)(x.float())
-        assert laid_out == [2048] * count
+        assert laid_out == [2048] * (count if keeps_layouts(torch.bfloat16) else 0)  # else nothing uses them
 
 
 # ------------------------------------------------------------------ attention
@@ -169,6 +169,7 @@ def test_attention_in_portions_is_attention(
     q, k = (q, k.float()) if precise else (q.bfloat16(), k)
     before = k.clone()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_available", lambda dtype: True)  # a slow processor computes the same
         patch.setattr(module, "FEW_SCORES", 0)
         patch.setattr(module, "SCORES", portion)
         found = attention(q, k, v, scale=scale)

@@ -51,7 +51,7 @@ def draw_on_wrong_grids(
     """Pictures ``(B, 3, H, W)`` in [0, 1], from the draws that the pipeline would take for these seeds."""
     guidance = GuidanceChain([ClassifierFreeGuidance(guidance_scale), OnWrongGrids(ssg)])
     filters = Filters(temperature=temperature, top_k=top_k, top_p=top_p)
-    draw = Drawer("paired", filters, seeds, pipe.schedule.lengths, pipe.device)
+    draw = Drawer("paired", filters, seeds, pipe.device)
     session = VARSession(pipe.transformer, pipe.tokenizer, torch.tensor(labels), guidance.branches)
     generate(session, guidance, draw)
     return (pipe.tokenizer.decode_latent(session.feature_map) + 1) / 2

@@ -42,6 +42,24 @@ class SamplingError(NextscaleError, ArithmeticError):
     """A sampling run cannot go on: its numbers are none."""
 
 
+class NotFiniteError(SamplingError):
+    """Something of a picture in the making is NaN or infinite.
+
+    what: says what, before the picture is named. picture: which, from 0 in its call. cause: what is likely.
+    """
+
+    def __init__(self, what: str, picture: int, cause: str) -> None:
+        super().__init__(what, picture, cause)
+        self.what, self.picture, self.cause = what, picture, cause
+
+    def __str__(self) -> str:
+        return f"{self.what} picture {self.picture}; {self.cause}"
+
+    def of(self, picture: int) -> NotFiniteError:
+        """The same, where the picture has another number."""
+        return NotFiniteError(self.what, picture, self.cause)
+
+
 class DataError(NextscaleError, ValueError):
     """Training or evaluation data cannot be read or has an unexpected layout."""
 

@@ -211,6 +211,11 @@ def _available(dtype: torch.dtype) -> bool:
     return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def keeps_layouts(dtype: torch.dtype) -> bool:
+    """Tell whether layouts of weights in this dtype are kept during a call, here on the CPU."""
+    return dtype == torch.bfloat16 and _available(dtype) and _lays_out()
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from PIL import Image, ImageChops
+from PIL.PngImagePlugin import PngInfo
 
 
 def settings(path: Path) -> dict:
@@ -54,6 +55,26 @@ def test_writes_a_picture_that_can_be_made_again(nextscale, model: Path, tmp_pat
     assert other["ssg"] is None and other["guidance_scale"]["scale"] == 0
     assert other["seeds"] == stored["seeds"] and other["layout"] == stored["layout"]
     assert not same_pixels(tmp_path / "off.png", grid)
+
+
+def test_a_picture_of_an_earlier_version_says_that_it_cannot_be_made_again(
+    nextscale, model: Path, tmp_path: Path
+):
+    nextscale("generate", "horse", "--model", model, "--seed", 5, "--output", "now.png")
+    for silent in (("info", "now.png"), ("generate", "--from", "now.png", "--output", "again.png")):
+        assert nextscale(*silent).stderr == ""
+    stored = settings(tmp_path / "now.png")
+    del stored["sampler_version"]  # which the first version did not write
+    text = PngInfo()
+    text.add_text("nextscale", json.dumps(stored))
+    with Image.open(tmp_path / "now.png") as image:
+        image.save(tmp_path / "old.png", pnginfo=text)
+    for said in (("info", "old.png"), ("generate", "--from", "old.png", "--output", "other.png")):
+        lines = nextscale(*said).stderr.splitlines()
+        assert len(lines) == 1 and lines[0].startswith(
+            "note: old.png: its random numbers were drawn in another"
+        )
+    assert settings(tmp_path / "other.png")["sampler_version"] == 2
 
 
 def test_all_classes_and_the_multinomial_sampler(nextscale, model: Path, tmp_path: Path):

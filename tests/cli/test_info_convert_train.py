@@ -147,6 +147,9 @@ def test_words():
     assert (
         describe(settings) == "m · no CFG · min-p 0.1 · temperature 1, 0.5 · greedy · more smooth · SSG 0.6"
     )
+    settings |= {"guidance_scale": {"scale": [[1.0], [2.0]]}, "ssg": usual | {"beta": [[0.5], [0.0]]}}
+    assert "CFG one a picture" in describe(settings)
+    assert describe(settings).endswith("SSG one a picture")
 
 
 def test_lines_of_a_training_run(capsys: pytest.CaptureFixture[str]):

@@ -135,7 +135,7 @@ def test_prompts_from_a_file(
         (["--count", "0", "--out", "run"], "--count must be at least 1, got 0"),
         (["--shard-size", "0", "--out", "run"], "--shard-size must be at least 1, got 0"),
         (["--seed", "1,2", "--out", "run"], "--seed: a run takes one number"),
-        (["--seed", "4294967290", "--count", "9", "--out", "run"], "seeds are from 0 up to 2^32"),
+        (["--seed", "18446744073709551610", "--count", "9", "--out", "run"], "seeds are from 0 up to 2^64"),
         (["--sampler", "multinomial", "--out", "run"], "--sampler multinomial draws for a batch as a whole"),
         (["--out", "missing/run"], "does not exist; make it first"),
         (["unicorn", "--out", "run"], "unicorn"),

@@ -150,17 +150,25 @@ def all_models(
     return ["cifar10", *map(str, (model, text_model, wide_model, hart_model, slow_model))]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, all_models: list[str]) -> Iterator[Server]:
+    """One for all tests, since it takes many seconds to start."""
     options = [part for name in all_models for part in ("--model", name)]
     yield from serve(tmp_path_factory.mktemp("server"), *options)
 
 
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Iterator[Server]]:
+    """Serves the page with other options, for a fixture that yields from it."""
+    return lambda *arguments: serve(tmp_path_factory.mktemp("server"), *arguments)
+
+
 @dataclass
 class Opened:
-    """A page in the browser, and everything it asked for and complained about."""
+    """A page in the browser, and everything it asked for and complained about. home: all that it may ask."""
 
     page: Any
+    home: str
     asked: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
@@ -181,21 +189,27 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def visit(browser: Any, server: Server) -> Iterator[Callable[..., Opened]]:
+def address(server: Server) -> str:
+    """Where the page is opened where a test says nothing else."""
+    return server.address
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Callable[..., Opened]]:
     """Opens the page with some settings, and waits for its pictures; at the end nothing may be amiss."""
     contexts: list[Any] = []
     opened: list[Opened] = []
 
-    def open_page(query: str = "", *, drawn: bool = True, **options: Any) -> Opened:
+    def open_page(query: str = "", *, drawn: bool = True, at: str = address, **options: Any) -> Opened:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         context.set_default_timeout(120_000)
         contexts.append(context)
-        one = Opened(context.new_page())
+        one = Opened(context.new_page(), at)
         opened.append(one)
         one.page.on("request", lambda request: one.asked.append(request.url))
         one.page.on("console", lambda m: one.complaints.append(m.text) if m.type == "error" else None)
         one.page.on("pageerror", lambda problem: one.complaints.append(str(problem)))
-        one.page.goto(f"{server.address}/{query}")
+        one.page.goto(f"{at}/{query}")
         one.page.wait_for_selector("#ns-film img" if drawn else "#ns-status .ns-status")
         return one
 
@@ -204,7 +218,7 @@ def visit(browser: Any, server: Server) -> Iterator[Callable[..., Opened]]:
         context.close()
     for one in opened:
         assert one.complaints == []
-        here = (server.address, "data:", "blob:")
+        here = (f"{one.home}/", "data:", "blob:")
         assert [url for url in one.asked if not url.startswith(here)] == []
 
 

@@ -35,8 +35,9 @@ def draw(desk: Desk, visit: Visit) -> dict[str, Any]:
 def test_controls_and_settings_are_the_same_thing(desk: Desk, visit: Visit, model: Path):
     values = arrive(desk, visit, model, "&label=ship&count=2&seed=4&ssg=0.3&ssg-schedule=linear&norm=forward")
     job = visit.job
-    draw(desk, visit)
-    assert desk.change(visit, values, draw=True) == {}  # what the page shows is nothing new
+    drawn = draw(desk, visit)
+    # What the page shows is nothing new; that it was drawn is what there is to say.
+    assert desk.change(visit, values, draw=True) == {"status": drawn["status"], "problem": ""}
     changed = desk.change(visit, {**values, "seed": "9, 7"}, draw=True)
     assert changed["job"] == visit.job != job and "seed=9,7" in visit.job
     beta = {**values["beta"], "schedule": "per step", "curve": [0, 0.1, 0.2, 0.3, 0.4, 0.5]}
@@ -85,7 +86,9 @@ def test_only_the_newest_is_drawn_and_cancelling_counts_while_waiting(desk: Desk
     desk.cancel(visit)
     (only,) = desk.draw(visit, visit.job, True, View())
     assert "Cancelled" in only["status"] and visit.shown is None
-    again = desk.change(visit, {**values, "seed": "5"}, draw=True)  # the same, once more
+    left = desk.change(visit, {**values, "seed": "5"}, draw=True)  # a field is left: nobody wants it again
+    assert "job" not in left and "Cancelled" in left["status"]
+    again = desk.change(visit, {**values, "seed": "5"}, draw=True, pressed=True)
     assert "job" in again and "link" in draw(desk, visit)
 
 
@@ -126,7 +129,21 @@ def test_the_strip_begins_without_guidance_and_holds_the_current_strength(
     arrive(desk, visit, model, "&label=ship&count=1&seed=3&ssg=0,0.1,0.2,0.3,0.4,0.5")
     draw(desk, visit)
     *_, last = desk.draw_strip(visit)
-    assert "× 1.5" in last["strip"] and "disabled" in last["strip"]
+    names = [name for name, _, _ in visit.strip]
+    assert names == ["× 0", "× 0.2", "× 0.4", "× 0.6", "× 0.8", "× 1", "× 1.5", "× 2"]
+    assert (
+        'data-beta="0,0.1,0.2,0.3,0.4,0.5" title="β 0, 0.1, 0.2, 0.3, 0.4, 0.5" aria-pressed="true"'
+        in (last["strip"])
+    )
+    found = {name: [i.tobytes() for i in images] for name, _, images in visit.strip}
+    assert found["× 0"] == [i.tobytes() for i in visit.shown.plain.images]
+    assert found["× 1"] == [i.tobytes() for i in visit.shown.guided.images]
+    value = {name: value for name, value, _ in visit.strip}["× 1.5"]
+    taken = desk.take_strength(visit, value)
+    assert taken["beta"]["value"]["curve"] == [0, 0.15, 0.3, 0.45, 0.6, 0.75]
+    assert taken["beta"]["value"]["schedule"] == "per step" and "ssg=0,0.15,0.3,0.45,0.6,0.75" in taken["job"]
+    draw(desk, visit)
+    assert [i.tobytes() for i in visit.shown.guided.images] == found["× 1.5"]
 
 
 def test_nothing_can_be_done_with_what_is_not_there(desk: Desk, visit: Visit):

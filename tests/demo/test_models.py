@@ -20,6 +20,18 @@ def test_complete_settings_leave_nothing_to_the_model(shelf: Shelf, tiny: Model)
         assert Settings.from_query(whole.to_query(model.key), "another") == whole == model.complete(whole)
 
 
+def test_strengths_of_a_link_are_a_number_off_or_the_models_own(shelf: Shelf):
+    for model in (shelf.get(name) for name in shelf.names):
+        usual = model.complete(Settings("m"))
+        key = f"?{model.key}={usual.subjects[0]}"
+        assert model.complete(Settings.from_query("?ssg=default", "m")).ssg == usual.ssg
+        grids = model.schedule(usual).grids
+        off = model.complete(Settings.from_query(f"{key}&ssg=off", "m"))
+        assert off.guidance().betas(grids) == (0.0,) * len(grids) and "&ssg=0" in off.to_query(model.key)
+        linear = model.complete(Settings.from_query(f"{key}&ssg=default&ssg-schedule=linear", "m"))
+        assert (linear.ssg, linear.ssg_schedule) == (usual.ssg, "linear")
+
+
 def test_classes_go_by_name_and_number(tiny: Model):
     settings = tiny.complete(Settings("m", ("Ship", "3", "none", "-1")))
     assert settings.subjects == ("ship", "cat", "none", "none")

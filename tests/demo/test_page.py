@@ -167,11 +167,21 @@ def code(page: Any, selector: str) -> str:
     return "\n".join(lines).strip()
 
 
-def test_cancel_stops_the_drawing(visit, slow_model: Path):
+def test_cancel_stops_a_slow_drawing_for_which_others_need_not_wait(visit, slow_model: Path):
+    kept = "?label=ship&count=1&seed=8&ssg=0.6"
+    first = picture(visit(kept).page, B)
     page = visit(f"?model={slow_model}&count=8&seed=1&ssg=0.6", drawn=False).page
+    live = page.get_by_label("Draw at every change")
     page.wait_for_selector("#ns-status :text-matches('step [0-9]+ of')")
+    assert live.is_checked()
+    assert picture(visit(kept).page, B) == first  # while the slow one goes on
+    assert "step" in page.inner_text("#ns-status")
+    page.wait_for_function("(box) => !box.checked", arg=live.element_handle())
     page.get_by_role("button", name="Cancel").click()
     page.wait_for_selector("#ns-status :text('Cancelled')")
+    seed = page.locator("#ns-seeds textarea, #ns-seeds input").first
+    seed.focus()
+    seed.blur()  # nothing has changed, so nothing is drawn after all
     # The machine is free for the next at once, and the page goes on from there.
     await_change(page, lambda: choose(page, "Model", "cifar10"), "model", "cifar10")
     assert settings(page)["seed"] == ["1"]
@@ -190,6 +200,14 @@ def test_bad_input_shows_a_message_and_the_page_lives(visit):
     alert = page.get_by_role("alert")
     alert.wait_for()
     assert "seed is a whole number" in alert.inner_text() and "<b>seven</b>" in alert.inner_text()
+    seed.fill("0")  # as it was: there is nothing to draw, and nothing wrong any more
+    seed.blur()
+    alert.wait_for(state="detached")
+    assert "each without and with SSG" in page.inner_text("#ns-status")
+    seed.fill("7 3")
+    seed.press("Enter")
+    alert.wait_for()
+    assert "2 seeds for 1 images" in alert.inner_text()
     seed.fill("7")
     await_change(page, lambda: seed.press("Enter"), "seed", "7")
     assert page.get_by_role("alert").count() == 0
@@ -205,6 +223,35 @@ def test_bad_input_shows_a_message_and_the_page_lives(visit):
         page.goto(urlsplit(page.url)._replace(query=query[1:]).geturl())
         page.get_by_role("alert").wait_for()
         assert message in page.get_by_role("alert").inner_text()
+
+
+def test_classes_that_are_typed_removed_and_cleared(visit):
+    page = visit("?label=ship&count=1&seed=0").page
+    classes = page.get_by_label("Classes", exact=True)
+    typed(classes, "cat")
+    page.wait_for_function("location.search.includes('label=ship&label=cat&')")
+    typed(classes, "zebra")
+    alert = page.get_by_role("alert")
+    alert.wait_for()
+    assert "unknown class 'zebra'" in alert.inner_text()
+    remove = page.locator("#ns-controls .token-remove")
+    remove.last.click()
+    alert.wait_for(state="detached")
+    remove.first.click()
+    page.wait_for_function("location.search.includes('&label=cat&') && !location.search.includes('ship')")
+    page.wait_for_selector(DONE)
+    remove.first.click()
+    alert.wait_for()
+    assert "nothing to draw; give a class" in alert.inner_text()
+    typed(classes, "dog")
+    page.wait_for_function("location.search.includes('&label=dog&')")
+    assert alert.count() == 0
+
+
+def typed(classes: Any, name: str) -> None:
+    classes.click()
+    classes.fill(name)
+    classes.press("Enter")
 
 
 def test_looking_around(visit):
@@ -314,7 +361,7 @@ def test_on_a_phone(visit):
 def test_models_that_draw_prompts(visit, kind: str, request: pytest.FixtureRequest):
     folder = request.getfixturevalue(kind)
     page = visit("?label=ship&count=1&seed=2").page
-    await_change(page, lambda: choose(page, "Model", str(folder)), "model", str(folder))
+    await_change(page, lambda: choose(page, "Model", folder.name), "model", folder.name)
     assert page.get_by_label("Classes", exact=True).count() == 0
     prompts = page.get_by_label("Prompts, one a line")
     prompts.fill("a blue bird <i>&\na red fox")

@@ -94,6 +94,11 @@ def test_pictures_the_page_cannot_make_are_refused(shelf, tiny: Model):
         ({"labels": [1] * 9, "seeds": list(range(9))}, "9 pictures are more"),
         ({"labels": [99, 99]}, "shows class 99"),
         ({"sampler": "multinomial"}, "unknown sampler"),
+        (
+            {"guidance_scale": {**stored["guidance_scale"], "scale": [[1.0], [2.0]]}},
+            "strength for each picture",
+        ),
+        ({"ssg": {**settings.guidance().to_dict(), "beta": [[0.5], [0.6]]}}, "strength for each picture"),
         ({"guidance_scale": {**stored["guidance_scale"], "ramp": "constant"}}, "the ramp 'constant'"),
     ):
         with pytest.raises(InvalidArgumentError, match=message):

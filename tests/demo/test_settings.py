@@ -29,7 +29,7 @@ def settings(draw: st.DrawFn) -> Settings:
         draw(texts),
         tuple(subjects),
         count=draw(st.integers(1, bounds.PICTURES // len(subjects))),
-        seed=tuple(draw(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8))),
+        seed=tuple(draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=8))),
         ssg=tuple(draw(strengths)),
         ssg_schedule="constant" if several else draw(st.sampled_from(SCHEDULES)),
         prior=draw(st.sampled_from(PRIORS)),
@@ -64,6 +64,32 @@ def test_a_link_reads_like_a_command():
     assert Settings.from_query("", "usual") == Settings("usual")
     assert Settings.from_query("?__theme=dark&label=cat", "usual") == Settings("usual", ("cat",))
     assert value.seeds == [7, 8, 9, 10] and value.wanted[2:] == ["great white shark"] * 2
+
+
+def test_strength_can_be_off_or_the_models_own():
+    for word in ("off", "none", "0"):
+        assert Settings.from_query(f"?ssg={word}", "m").ssg == (0.0,)
+    assert Settings.from_query("?ssg=default", "m").ssg is None
+    shaped = Settings.from_query("?ssg=default&ssg-schedule=linear&prior=dct", "m")
+    assert (shaped.ssg, shaped.ssg_schedule, shaped.prior) == (None, "linear", "dct")
+    for text in ("", "on", "Off", "off,0.5", "default,1", "0.1,off"):
+        with pytest.raises(InvalidArgumentError, match="ssg is a number"):
+            Settings.from_query(f"?ssg={text}", "m")
+    with pytest.raises(InvalidArgumentError, match="from 0 to 20, default or off, got 'on'"):
+        Settings.from_query("?ssg=on", "m")
+
+
+@pytest.mark.parametrize("text", ["7 3", "7,3", " 7 , 3 ", "7\t3", "7\u00a03", "7\n3"])
+def test_two_seeds_are_never_one_of_more_digits(text: str):
+    assert Settings("m").changed(seed=text).seed == (7, 3)
+
+
+@pytest.mark.parametrize(
+    "text", ["7_3", "7;3", "7-3", "7\u200b3", "7.3", "7,,3", "7,", ",7", "7'3", "٧", "７", " "]
+)
+def test_what_is_no_seed_is_refused(text: str):
+    with pytest.raises(InvalidArgumentError, match="seed is a whole number"):
+        Settings("m").changed(seed=text)
 
 
 def test_subjects_are_one_line_each():

@@ -21,9 +21,9 @@ from nextscale.evaluation.reference import (
     Reference,
     measure_reference,
     open_reference,
-    open_samples,
     write_reference,
 )
+from nextscale.evaluation.samples import open_samples
 from nextscale.evaluation.shards import SHARD, Shards
 
 

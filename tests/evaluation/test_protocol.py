@@ -73,7 +73,7 @@ def test_values_out_of_range():
     for change, text in [
         ({"images": 1}, "at least 2 pictures"),
         ({"rounding": "up"}, "unknown rounding 'up'; known: round, truncate"),
-        ({"seed": 2**32 - 50}, "from 0 up to 2"),
+        ({"seed": 2**64 - 50}, "from 0 up to 2"),
         ({"seed": -1}, "from 0 up to 2"),
     ]:
         with pytest.raises(InvalidArgumentError, match=text):

@@ -20,7 +20,7 @@ from nextscale.evaluation import shards as shards_module
 from nextscale.evaluation.features import FeatureSpace, open_space
 from nextscale.evaluation.images import CalledImages, NpzImages, write_npz
 from nextscale.evaluation.paper import Published
-from nextscale.evaluation.reference import Reference, open_samples
+from nextscale.evaluation.reference import Reference
 from nextscale.evaluation.report import markdown, plain, table, write_result
 from nextscale.evaluation.runner import (
     PipelineImages,
@@ -30,6 +30,7 @@ from nextscale.evaluation.runner import (
     plan_samples,
     run,
 )
+from nextscale.evaluation.samples import open_samples
 from nextscale.evaluation.shards import Shards
 from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig

@@ -158,7 +158,7 @@ def test_the_budget_must_be_for_these_candidates(pipe: VARPipeline, tmp_path: Pa
         with pytest.raises(InvalidArgumentError, match=r"for 3 candidates, no guidance \(None\) among them"):
             tune(at, wrong, small_budget(3))
     with pytest.raises(InvalidArgumentError, match="seeds are from 0 up to"):
-        tune(at, OFF_AND_TWO, small_budget(3), seed=2**32 - 2_000_000)
+        tune(at, OFF_AND_TWO, small_budget(3), seed=2**64 - 2_000_000)
 
 
 def outcome_of(gaps: dict[str, Gap]) -> Outcome:

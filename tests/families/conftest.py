@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,14 @@ from torch.utils._pytree import tree_leaves
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors made inside of it while they live; :attr:`peak` is their maximum.
 
-    Tensors that existed before count nothing, as long as they are only read.
+    Tensors that existed before count nothing, as long as they are only read. arrays: count those of numpy
+    too, with what else Python allocates, which is some ten thousand bytes.
     """
 
-    def __init__(self, existing: Any = ()) -> None:
+    def __init__(self, existing: Any = (), *, arrays: bool = False) -> None:
         super().__init__()
-        self.current = self.peak = 0
+        self.current = self.peak = self.before = 0
+        self.arrays = arrays
         self._known = {t.untyped_storage()._cdata for t in existing}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -29,7 +32,19 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._track(tensor)
+        others = tracemalloc.get_traced_memory()[0] - self.before if self.arrays else 0
+        self.peak = max(self.peak, self.current + others)
         return out
+
+    def __enter__(self) -> LiveBytes:
+        if self.arrays:
+            tracemalloc.start()
+            self.before = tracemalloc.get_traced_memory()[0]
+        return super().__enter__()
+
+    def __exit__(self, *args: Any) -> None:
+        super().__exit__(*args)
+        tracemalloc.stop()
 
     def _track(self, tensor: Tensor) -> None:
         if tensor.layout == torch._mkldnn:  # has no storage that can be asked
@@ -41,7 +56,6 @@ class LiveBytes(TorchDispatchMode):
             return
         self._known.add(key)
         self.current += size
-        self.peak = max(self.peak, self.current)
         weakref.finalize(storage, self._forget, key, size)  # the Python object lives as long as the storage
 
     def _forget(self, key: int, size: int) -> None:
@@ -51,5 +65,5 @@ class LiveBytes(TorchDispatchMode):
 
 @pytest.fixture(scope="session")
 def live_bytes() -> Callable[..., LiveBytes]:
-    """Makes a :class:`LiveBytes`; its argument are the tensors that exist already, such as the weights."""
+    """Makes a :class:`LiveBytes`; see there."""
     return LiveBytes

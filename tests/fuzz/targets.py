@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from tests.fuzz import damage
 
+from nextscale.data.opening import open_pictures
 from nextscale.evaluation.images import NpzImages
+from nextscale.evaluation.samples import open_samples
 from nextscale.families import load_pretrained, recognise
 from nextscale.families.infinity.pipeline import InfinityPipeline
 from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTokenizerConfig
@@ -105,6 +109,27 @@ def make_run(format: str) -> Callable[[Path], None]:
     return make
 
 
+KINDS = ("png", "jpg", "gif", "tiff", "webp", "bmp", "jp2", "avif", "ppm", "tga")
+
+
+def make_pictures(folder: Path) -> None:
+    """One file of every common kind, with the orientation and the transparency that it can have."""
+    image = Image.linear_gradient("L").resize((16, 12)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in KINDS:
+        can_turn = kind in ("png", "jpg", "tiff", "webp", "avif")
+        image.save(folder / f"0.{kind}", **({"exif": exif} if can_turn else {}))
+    Image.fromarray(np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)).save(folder / "16.png")
+    image.quantize(8).save(folder / "palette.png", transparency=3)
+
+
+def read_pictures(folder: Path) -> object:
+    found = open_pictures(folder)
+    found.broken(full=False)
+    return [found.read(row) for row in range(len(found))]
+
+
 LAYOUT = [
     ("config.json", damage.JSON),
     ("transformer/config.json", damage.JSON),
@@ -144,6 +169,25 @@ TARGETS = [
         [("shard-000000/metadata.jsonl", damage.ANY), ("shard-000000/000000003.png", damage.ANY)],
     ),
     Target("npz", make_run("npz"), verify, [("samples.npz", damage.ANY)]),
+    Target(
+        "pictures",
+        make_pictures,
+        read_pictures,
+        [*((f"0.{kind}", damage.ANY) for kind in KINDS), ("16.png", damage.ANY), ("palette.png", damage.ANY)],
+    ),
+    Target(
+        "run as samples",
+        make_run("folder"),
+        open_samples,
+        [("shard-000000/metadata.jsonl", damage.ANY), ("manifest.json", damage.JSON)],
+    ),
+    Target("tar as samples", make_run("tar"), open_samples, [("shard-000000.tar", damage.ANY)]),
+    Target(
+        "parquet as samples",
+        make_run("parquet"),
+        open_samples,
+        [("train-000000-of-000001.parquet", damage.ANY)],
+    ),
     Target(
         "samples",
         make_run("npz"),

@@ -80,7 +80,6 @@ def drawer(session: Counting, **options: Any) -> Drawer:
         options.pop("sampler", "paired"),
         Filters(**options),
         seeds,
-        session.schedule.lengths,
         torch.device("cpu"),
     )
 

@@ -34,7 +34,7 @@ GRIDS = ((1, 1), (2, 2), (3, 3))
         (np.int64(7), [7, 8, 9]),
         (torch.tensor(7), [7, 8, 9]),
         ([5, 5, 1], [5, 5, 1]),
-        ((5, 6, 2**32 - 1), [5, 6, 2**32 - 1]),
+        ((5, 6, 2**64 - 1), [5, 6, 2**64 - 1]),
         (range(3), [0, 1, 2]),
         (np.array([3, 2, 1]), [3, 2, 1]),
         (torch.tensor([3, 2, 1]), [3, 2, 1]),
@@ -53,7 +53,7 @@ def test_fresh_seeds():
 
 
 @pytest.mark.parametrize(
-    "seed", [-1, 1.0, "7", True, 2**32, 2**32 - 2, [1, 2], [1, 2, 3, 4], [1, 2, None], {1, 2, 3}]
+    "seed", [-1, 1.0, "7", True, 2**64, 2**64 - 2, [1, 2], [1, 2, 3, 4], [1, 2, None], {1, 2, 3}]
 )
 def test_bad_seeds(seed: Any):
     with pytest.raises(InvalidArgumentError, match="seed"):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nextscale.generation.noise import Noise, Stream, exponential
 from nextscale.generation.soft import SoftCodes, mix_codes
 from nextscale.generation.tokens import Drawer, Filters
 from nextscale.guidance.base import GuidanceStep
@@ -46,7 +47,7 @@ def test_removed_codes_have_no_share(code: int):
 def test_the_place_of_a_step(hold: bool, ratios: list[float]):
     guided = logits(1)
     for index, ratio in enumerate(ratios):
-        soft = SoftCodes(FILTERS, [torch.Generator().manual_seed(5)], hold_last=hold)
+        soft = SoftCodes(FILTERS, torch.Generator().manual_seed(5), hold_last=hold)
         noise = torch.empty(1, 4, 7).exponential_(generator=torch.Generator().manual_seed(5))
         found = soft(guided, GuidanceStep(index, GRIDS), CODES)
         assert torch.equal(found, mix_codes(FILTERS(guided, index), noise, ratio, CODES))
@@ -54,18 +55,26 @@ def test_the_place_of_a_step(hold: bool, ratios: list[float]):
 
 def test_images_have_their_own_draws():
     step, guided = GuidanceStep(1, GRIDS), logits()
-    both = SoftCodes(FILTERS, [torch.Generator().manual_seed(s) for s in (3, 4)])(guided, step, CODES)
+    both = SoftCodes(FILTERS, Noise([3, 4]))(guided, step, CODES)
     for row, seed in enumerate((3, 4)):
-        alone = SoftCodes(FILTERS, [torch.Generator().manual_seed(seed)])
+        alone = SoftCodes(FILTERS, Noise([seed]))
         assert torch.equal(alone(guided[row : row + 1], step, CODES)[0], both[row])
+    drawn = exponential(Noise([3, 4]).words(Stream.MIXTURES, 1, 4, 7)).float()
+    assert torch.equal(both, mix_codes(FILTERS(guided, 1), drawn, 1 / 3, CODES))
+
+
+def test_a_part_of_a_grid_has_the_draws_of_its_cells():
+    whole = SoftCodes(FILTERS, Noise([3, 4]))(logits(), GuidanceStep(1, GRIDS), CODES)
+    cells = torch.tensor([[3, 0], [1, 2]])
+    some = logits().gather(1, cells[..., None].expand(-1, -1, 7))
+    part = SoftCodes(FILTERS, Noise([3, 4]))(some, GuidanceStep(1, GRIDS, cells), CODES)
+    torch.testing.assert_close(part, whole.gather(1, cells[..., None].expand(-1, -1, 3)), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("sampler", ["paired", "greedy", "multinomial"])
 def test_official_draws_share_one_generator(sampler: str):
-    draw = Drawer(sampler, Filters(), [3, 4], [1, 4, 9, 16], torch.device("cpu"))
+    draw = Drawer(sampler, Filters(), [3, 4], torch.device("cpu"))
     found = SoftCodes.of(draw, hold_last=True)
     assert found.hold_last
     assert found.filters is draw.filters
-    expected = [draw.generator] if sampler == "multinomial" else draw.noise.generators
-    assert len(found.generators) == len(expected)
-    assert all(a is b for a, b in zip(found.generators, expected, strict=True))
+    assert found.source is (draw.generator if sampler == "multinomial" else draw.noise)

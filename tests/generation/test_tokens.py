@@ -1,11 +1,9 @@
-"""Filters, the inverse-CDF draw, and the uniform numbers of an image."""
+"""Filters and the three samplers."""
 
 from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_right
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,13 @@ from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.generation import tokens as module
-from nextscale.generation.tokens import Drawer, Filters, ImageNoise, filter_logits, inverse_cdf, ranked
+from nextscale.generation.noise import Noise, Stream, uniform
+from nextscale.generation.race import race
+from nextscale.generation.tokens import Drawer, Filters, filter_logits
 
 CPU = torch.device("cpu")
 
 logits_of_a_row = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=24)
-uniforms = st.floats(0, 1, exclude_max=True)
 probabilities = st.floats(0.01, 0.99)
 
 
@@ -135,7 +134,7 @@ def test_temperature_comes_before_the_filters():
         [True, False, False],
         [True, True, True],
     ]
-    torch.testing.assert_close(filters(logits, 2), logits / 10)
+    torch.testing.assert_close(filters(logits, 2), (logits - 2) / 10)  # the largest is moved to 0
 
 
 def test_settings_become_plain_numbers():
@@ -177,115 +176,11 @@ def test_settings_that_do_not_fit_the_model():
         Filters(temperature=[1.0, 2.0]).check(vocab_size=10, num_steps=3)
 
 
-# ------------------------------------------------------------------ the inverse-CDF draw
-
-
-def reference(row: list[float], u: float) -> tuple[int, float]:
-    """In plain Python: the token, and how far the uniform number is from a boundary between two tokens."""
-    order = sorted(range(len(row)), key=lambda i: -row[i])  # stable: ties stay in order
-    weights = [math.exp(row[i] - max(row)) for i in order]
-    cdf = [value / sum(weights) for value in accumulate(weights)]
-    margin = min((abs(u - value) for value in cdf[:-1]), default=1.0)
-    return order[min(bisect_right(cdf, u), len(row) - 1)], margin
-
-
-@given(logits_of_a_row, uniforms)
-def test_agrees_with_plain_python(row: list[float], u: float):
-    expected, margin = reference(row, u)
-    assume(margin > 1e-12)
-    found = inverse_cdf(torch.tensor(row, dtype=torch.float64), torch.tensor(u, dtype=torch.float64))
-    assert int(found) == expected
-
-
-@given(logits_of_a_row, uniforms, uniforms)
-def test_larger_numbers_give_less_likely_tokens(row: list[float], u: float, v: float):
-    logits = torch.tensor(row)
-    low, high = (int(inverse_cdf(logits, torch.tensor(x, dtype=torch.float64))) for x in sorted((u, v)))
-    assert row[low] >= row[high] or logits[low] >= logits[high]
-
-
-@given(logits_of_a_row)
-def test_zero_gives_the_likeliest_and_the_largest_number_still_a_token(row: list[float]):
-    logits = torch.tensor([*row, -math.inf, -math.inf])
-    first = inverse_cdf(logits, torch.tensor(0.0, dtype=torch.float64))
-    assert int(first) == int(logits.argmax())
-    last = inverse_cdf(logits, torch.tensor(1 - 2**-53, dtype=torch.float64))
-    assert not torch.isneginf(logits[last])
-
-
-def test_ties_are_taken_in_the_order_of_the_vocabulary():
-    logits = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0])
-    shares = logits.double().softmax(-1)
-    at = torch.cumsum(shares[[1, 3, 4, 0, 2]], 0)
-    middle = torch.cat([torch.zeros(1), at[:-1]]).double() * 0.5 + at * 0.5
-    assert inverse_cdf(logits.expand(5, 5), middle).tolist() == [1, 3, 4, 0, 2]
-
-
-def test_a_number_on_a_boundary_belongs_to_the_next_token():
-    u = torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=torch.float64)
-    assert inverse_cdf(torch.zeros(4, 4), u).tolist() == [0, 1, 2, 3]
-
-
-def test_removed_tokens_are_never_chosen():
-    logits = torch.full((1000, 6), -math.inf)
-    logits[:, 2], logits[:, 5] = 1.0, -20.0
-    u = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
-    assert set(inverse_cdf(logits, u).tolist()) == {2}
-    u[-1] = 1 - 2**-53
-    assert set(inverse_cdf(logits, u).tolist()) == {2, 5}
-
-
-def test_frequencies_approach_the_probabilities():
-    logits = torch.tensor([1.5, -0.5, 0.3, 2.0, -3.0, 0.0])
-    count = 20_000
-    u = (
-        torch.arange(count, dtype=torch.float64) + 0.5
-    ) / count  # evenly spread, so the error is of order 1/count
-    frequency = inverse_cdf(logits.expand(count, 6), u).bincount(minlength=6) / count
-    torch.testing.assert_close(frequency, logits.softmax(-1), rtol=0, atol=2 / count)
-    random = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    frequency = inverse_cdf(logits.expand(count, 6), random).bincount(minlength=6) / count
-    torch.testing.assert_close(frequency, logits.softmax(-1), rtol=0, atol=4 * 0.5 / count**0.5)
-
-
-def test_common_random_numbers_move_few_tokens():
-    """The point of pairing: a small change of the logits leaves nearly all tokens as they were."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2000, 32, generator=generator)
-    changed = logits + 0.01 * torch.randn(2000, 32, generator=generator)
-    u = torch.rand(2000, dtype=torch.float64, generator=generator)
-    assert float((inverse_cdf(logits, u) == inverse_cdf(changed, u)).float().mean()) > 0.9
-
-
-def test_any_leading_shape():
-    logits = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
-    u = torch.rand(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    found = inverse_cdf(logits, u)
-    assert found.shape == (2, 3, 4)
-    assert found.dtype == torch.int64
-    assert torch.equal(found.flatten(), inverse_cdf(logits.flatten(0, 2), u.flatten()))
-
-
-# ------------------------------------------------------------------ noise and the three samplers
-
-
-def test_the_uniforms_of_an_image_are_one_call_of_rand():
-    noise = ImageNoise([5, 123456789012], [1, 4, 9])
-    for row, seed in enumerate([5, 123456789012]):
-        expected = torch.rand(14, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-        assert torch.equal(torch.cat([noise[k][row] for k in range(3)]), expected)
-    assert [noise[k].shape for k in range(3)] == [(2, 1), (2, 4), (2, 9)]
-
-
-def test_further_numbers_continue_where_the_uniforms_end():
-    noise = ImageNoise([5, 6], [2, 3])
-    longer = torch.Generator().manual_seed(6)
-    torch.rand(5, dtype=torch.float64, generator=longer)
-    assert torch.equal(torch.randn(4, generator=noise.generators[1]), torch.randn(4, generator=longer))
+# ------------------------------------------------------------------ the three samplers
 
 
 def draw(sampler: Any, logits: Tensor, seeds: list[int], **settings: Any) -> Tensor:
-    return Drawer(sampler, Filters(**settings), seeds, [logits.shape[1]], CPU)(logits, 0)
+    return Drawer(sampler, Filters(**settings), seeds, CPU)(logits, 0)
 
 
 def test_paired_rows_depend_on_their_seed_alone():
@@ -298,7 +193,7 @@ def test_paired_rows_depend_on_their_seed_alone():
 
 def test_paired_takes_a_part_of_the_steps_numbers():
     logits = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
-    drawer = Drawer("paired", Filters(), [1, 2], [6], CPU)
+    drawer = Drawer("paired", Filters(), [1, 2], CPU)
     whole = drawer(logits, 0)
     part = torch.tensor([4, 0, 5])
     assert torch.equal(drawer(logits[:, part], 0, part.expand(2, -1)), whole[:, part])
@@ -312,16 +207,19 @@ def test_paired_takes_a_part_of_the_steps_numbers():
     coarse=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_sorting_once_draws_what_filters_and_inverse_cdf_draw(
+def test_draws_are_the_race_of_what_the_filters_left(
     k: int, p: float, share: float, temperature: float, coarse: bool, seed: int
 ):
     logits = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(seed))
     logits = logits.round() if coarse else logits  # with many ties, and with zeros of both signs
     settings = dict(top_k=k, top_p=p, min_p=share, temperature=temperature)
-    drawer = Drawer("paired", Filters(**settings), [seed, 1], [5], CPU)
-    expected = inverse_cdf(Filters(**settings)(logits), drawer.noise[0])
+    drawer = Drawer("paired", Filters(**settings), [seed, 1], CPU)
+    keys = Noise([seed, 1]).keys(Stream.TOKENS, 3, 5)
+    filtered = Filters(**settings)(logits)
+    expected = race(filtered.flatten(0, 1), keys.flatten()).view(2, 5)
+    assert torch.isfinite(filtered.gather(-1, expected[..., None])).all()
     before = logits.clone()
-    assert torch.equal(drawer(logits, 0), expected)
+    assert torch.equal(drawer(logits, 3), expected)
     assert torch.equal(logits, before)
 
 
@@ -338,42 +236,46 @@ def test_numbers_that_are_none_give_a_token_and_leave_others_alone(settings: dic
 def test_rows_are_drawn_in_portions(monkeypatch: pytest.MonkeyPatch):
     logits = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0))
     whole = draw("paired", logits, [1, 2], top_k=5, top_p=0.9)
-    monkeypatch.setattr(module, "SORTED_ENTRIES", 3 * 16)
+    monkeypatch.setattr(module, "ENTRIES_AT_ONCE", 3 * 16)
     assert torch.equal(draw("paired", logits, [1, 2], top_k=5, top_p=0.9), whole)
 
 
-@given(st.integers(1, 12), st.integers(0, 10**6))
-def test_ranks_are_a_stable_sort_and_include_ties(k: int, seed: int):
-    logits = torch.randn(3, 12, generator=torch.Generator().manual_seed(seed)).round()
-    values, order = ranked(logits, k)
-    expected = logits.sort(descending=True, stable=True)
-    n = values.shape[-1]
-    assert torch.equal(values, expected.values[:, :n])
-    assert torch.equal(order, expected.indices[:, :n])
-    assert n == 12 or (values[:, -1] <= values[:, k - 1]).all()
-    assert ((logits >= values[:, k - 1 : k]).sum(-1) <= n).all()
-
-
-def test_several_decisions_per_position():
+def test_several_bits_per_position():
     logits = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0))  # 5 bits
-    tokens = Drawer("paired", Filters(), [1, 2], [15], CPU, choices=2)(logits, 0)
-    assert tokens.shape == (2, 3, 5)
-    flat = Drawer("paired", Filters(), [1, 2], [15], CPU)(logits.view(2, 15, 2), 0)
-    assert torch.equal(tokens.flatten(1), flat)
+    pairs = logits.view(2, 3, 5, 2)
+    drawer = Drawer("paired", Filters(temperature=0.5), [1, 2], CPU, bits=True)
+    words = Noise([1, 2]).words(Stream.TOKENS, 7, 3, 5)
+    expected = uniform(words) < (pairs / 0.5).double().softmax(-1)[..., 1]
+    assert torch.equal(drawer(logits, 7), expected.long())
+    one = Drawer("paired", Filters(top_k=1), [1, 2], CPU, bits=True)
+    assert torch.equal(one(logits, 0), pairs.argmax(-1))
+    part = torch.tensor([[2, 0], [1, 2]])
+    whole = drawer(logits, 7)
+    some = drawer(logits.gather(1, part[..., None].expand(2, 2, 10)), 7, part)
+    assert torch.equal(some, whole.gather(1, part[..., None].expand(2, 2, 5)))
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-38, 1e-30, 1e-8])
+@pytest.mark.parametrize("size", [1.0, 1e38])
+def test_the_coldest_draws_are_the_likeliest(temperature: float, size: float):
+    logits = size * torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    assert torch.equal(draw("paired", logits, [1, 2], temperature=temperature), logits.argmax(-1))
+    assert torch.equal(draw("multinomial", logits, [1, 2], temperature=temperature), logits.argmax(-1))
+    bits = Drawer("paired", Filters(temperature=temperature), [1, 2], CPU, bits=True)(logits, 0)
+    assert torch.equal(bits, logits.view(2, 6, 8, 2).argmax(-1))
 
 
 @pytest.mark.parametrize("sampler", ["paired", "greedy", "multinomial"])
 def test_given_tokens_take_the_place_of_drawn_ones(sampler: Any):
     logits = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
     given = torch.arange(12).view(2, 2, 3)
-    free = Drawer(sampler, Filters(), [1, 2], [6, 6], CPU)
-    bound = Drawer(sampler, Filters(), [1, 2], [6, 6], CPU, given=[given])
+    free = Drawer(sampler, Filters(), [1, 2], CPU)
+    bound = Drawer(sampler, Filters(), [1, 2], CPU, given=[given])
     free(logits, 0)
     assert torch.equal(bound(logits, 0), given.flatten(1))
+    assert torch.equal(bound(logits, 1), free(logits, 1))  # the multinomial stream has advanced as well
     part = torch.tensor([[5, 0], [1, 2]])
     assert torch.equal(bound(logits[:, :2], 0, part), torch.tensor([[5, 0], [7, 8]]))
-    if sampler != "multinomial":  # which draws on, as the official code does
-        assert torch.equal(bound(logits, 1), free(logits, 1))
 
 
 def test_top_k_per_step():
@@ -396,7 +298,7 @@ def test_greedy():
 
 def test_multinomial_is_one_call_for_each_step():
     logits = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
-    drawer = Drawer("multinomial", Filters(top_k=10), [3, 77], [6, 6], CPU)
+    drawer = Drawer("multinomial", Filters(top_k=10), [3, 77], CPU)
     generator = torch.Generator().manual_seed(3)
     for step in range(2):
         rows = filter_logits(logits, top_k=10).softmax(-1).view(12, 16)

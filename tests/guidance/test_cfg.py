@@ -166,3 +166,37 @@ def test_what_cannot_be_stored_or_read_says_so():
         ClassifierFreeGuidance.from_dict({"ramp": "linear"})
     with pytest.raises(InvalidArgumentError, match="not the settings"):
         ClassifierFreeGuidance.from_dict({"method": "scaled_spatial_guidance", "beta": 1})
+
+
+@pytest.mark.parametrize("convention", ["extra", "interpolate"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_one_scale_a_picture(convention, dtype):
+    cond, uncond = torch.randn(2, 5, 3, 7).to(dtype)
+    scales = [0.0, 1.0, 2.5, 0.0, 4.0]
+    together = classifier_free_guidance(cond, uncond, scale=scales, convention=convention)
+    assert together.dtype == dtype
+    for row, scale in enumerate(scales):
+        alone = classifier_free_guidance(cond[row], uncond[row], scale=scale, convention=convention)
+        assert torch.equal(together[row], alone)
+    neutral = 0.0 if convention == "extra" else 1.0
+    assert classifier_free_guidance(cond, uncond, scale=[neutral] * 5, convention=convention) is cond
+
+
+def test_forbidden_choices_of_single_pictures_stay_so():
+    cond, uncond = torch.randn(2, 3, 2, 4)
+    cond[1, 0, 2] = uncond[1, 0, 2] = -math.inf
+    for convention in ("extra", "interpolate"):
+        guided = classifier_free_guidance(cond, uncond, scale=[0.0, 2.0, 1.0], convention=convention)
+        assert guided[1, 0, 2] == -math.inf
+        assert guided.isfinite().sum() == guided.numel() - 1
+
+
+@pytest.mark.parametrize("scales", [[1.0], [1.0] * 4, []])
+def test_scales_of_other_pictures(scales):
+    with pytest.raises(GridError, match=f"{len(scales)} scales, one a picture, for branches"):
+        classifier_free_guidance(torch.zeros(3, 2), torch.zeros(3, 2), scale=scales)
+
+
+def test_scales_of_single_pictures_are_checked():
+    with pytest.raises(InvalidArgumentError, match=r"scale\[1\] must be finite"):
+        classifier_free_guidance(torch.zeros(2, 2), torch.zeros(2, 2), scale=[1.0, math.nan])

@@ -10,6 +10,7 @@ import torch
 
 from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.guidance import SCHEDULES, resolve_strength, schedule_weights
+from nextscale.guidance.schedules import check_strength
 
 GRIDS = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 4))
 
@@ -72,3 +73,35 @@ def test_errors_name_what_was_found():
         schedule_weights("constant", [(1, 1), (0, 2)])
     with pytest.raises(GridError, match="at least one"):
         schedule_weights("constant", [])
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_one_a_picture(kind):
+    rows = kind([[0.5], [1.0], [0.5]])
+    assert check_strength(rows, "beta") == ((0.5,), (1.0,), (0.5,))
+    resolved = resolve_strength(rows, GRIDS, schedule="linear")
+    assert resolved[0] == 0.0  # where all agree, one number
+    assert resolved[2:] == ((0.25, 0.5, 0.25), (0.375, 0.75, 0.375), (0.5, 1.0, 0.5))
+    each = resolve_strength(kind([[1.0, 2, 3, 4, 5], [1, 0, 0, 0, 5]]), GRIDS)
+    assert each == (1.0, (2.0, 0.0), (3.0, 0.0), (4.0, 0.0), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[1, 2], [1, 2]], r"beta\[0\] has 2 values.*5 steps"),
+        ([[1] * 5, [1]], "a row for each, all with one value"),
+        ([[], []], "a row for each"),
+        ([[1], "1"], "a row for each"),
+        ([[1], [-2]], r"beta\[1\]\[0\].*-2"),
+        ([[1], [None]], r"beta\[1\]\[0\] must be a number"),
+    ],
+)
+def test_rows_that_are_none_are_named(rows, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        resolve_strength(rows, GRIDS)
+
+
+def test_rows_per_step_take_no_schedule():
+    with pytest.raises(InvalidArgumentError, match="already given per step"):
+        resolve_strength([[1, 2, 3, 4, 5]], GRIDS, schedule="cosine")

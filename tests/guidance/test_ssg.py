@@ -508,3 +508,11 @@ def test_what_a_pipeline_takes():
     assert as_ssg(settings_) is settings_
     with pytest.raises(InvalidArgumentError, match="True"):
         as_ssg(True)
+
+
+def test_strengths_of_other_pictures_are_named():
+    grids = ((1, 1), (2, 2))
+    state = ScaledSpatialGuidance([[0.5], [1.0]]).begin(grids)
+    state(GuidanceStep(0, grids), {"cond": torch.randn(3, 1, 5)})
+    with pytest.raises(GridError, match=r"2 strengths, one a picture, for logits \(3, 4, 5\)"):
+        state(GuidanceStep(1, grids), {"cond": torch.randn(3, 4, 5)})

@@ -71,7 +71,7 @@ def test_the_quickest_of_several_begins_the_run(plan: RunPlan, tmp_path: Path, f
         ({"count": 0}, "count must be at least 1, got 0"),
         ({"shard_size": True}, "shard size must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
-        ({"seed": 2**32 - 3}, "seeds are from 0 up to 2\\^32, and 24 of them"),
+        ({"seed": 2**64 - 3}, "seeds are from 0 up to 2\\^64, and 24 of them"),
         ({"format": "../x"}, "unknown format '../x'; known: tar, parquet, folder, npz"),
         ({"image_format": "gif"}, "unknown image format 'gif'"),
         ({"count": 2_000_000, "shard_size": 1}, "2,000,000 files; make the shards larger"),

@@ -10,12 +10,17 @@ from torch import nn
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
-from nextscale.families.var.transformer import VARTransformer
+from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.training import recipes
 from nextscale.training.data import ImageSource
 from nextscale.training.muon import Muon, is_inner, orthogonal
 from nextscale.training.tokenizer import TokenizerTask
 from nextscale.training.trainer import TrainSettings, train
+from nextscale.training.transformer import TransformerTask, init_transformer
+
+CONFIG = VARTokenizerConfig(
+    vocab_size=16, z_channels=4, ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, norm_groups=4, patch_nums=(1, 8)
+)
 
 
 def quiet(record: dict, step: int, total: int) -> None:
@@ -86,16 +91,39 @@ def test_a_transformer_learns_and_its_checkpoint_holds_both_parts(
     assert all(torch.equal(straight[k], again[k]) for k in straight)
 
 
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    config = replace(CONFIG, ch_mult=(1, 1), patch_nums=(1, 2, 4))
+    torch.manual_seed(1)
+    tokenizer = VARTokenizer(config).eval()
+    tokens, labels = torch.randint(16, (1, 24, 21)), torch.randint(3, (24,))
+
+    def make() -> TransformerTask:
+        sizes = VARTransformerConfig(
+            vocab_size=16,
+            z_channels=4,
+            num_classes=3,
+            depth=2,
+            embed_dim=16,
+            num_heads=2,
+            patch_nums=(1, 2, 4),
+        )
+        model = VARTransformer(sizes)
+        init_transformer(model)
+        return TransformerTask(model, tokenizer, tokens, labels, tokens[:, :4], labels[:4])
+
+    settings = TrainSettings(optimizer="muon", batch_size=8, accumulate=2, images=80, lr=1e-2)
+    straight = make()
+    before = {k: v.clone() for k, v in straight.model.state_dict().items()}
+    train(straight, settings, tmp_path / "straight", report=quiet)
+    for portion in (3, 4, None):
+        broken = make()
+        train(broken, settings, tmp_path / "broken", report=quiet, stop_after=portion)
+    ours, theirs = straight.model.state_dict(), broken.model.state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert all(not torch.equal(ours[k], before[k]) for k in ours)
+
+
 def test_models_without_blocks_refuse_it(pictures: ImageSource, tmp_path: Path) -> None:
-    config = VARTokenizerConfig(
-        vocab_size=16,
-        z_channels=4,
-        ch=8,
-        ch_mult=(1, 1, 1),
-        num_res_blocks=1,
-        norm_groups=4,
-        patch_nums=(1, 8),
-    )
-    task = TokenizerTask(VARTokenizer(config), pictures, pictures)
+    task = TokenizerTask(VARTokenizer(CONFIG), pictures, pictures)
     with pytest.raises(InvalidArgumentError, match=r"muon is for transformers.*use adamw"):
         train(task, TrainSettings(optimizer="muon", batch_size=8, images=8), tmp_path, report=quiet)

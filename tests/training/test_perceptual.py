@@ -92,7 +92,7 @@ def test_a_classifiers_features_are_compared(tmp_path: Path) -> None:
     model = SmallClassifier(ClassifierConfig(num_classes=3, widths=(8, 8), size=(20, 24)))
     save_module(model, model.config.to_dict(), tmp_path / "run" / "classifier")
     a, b = torch.rand(2, 2, 3, 20, 24) * 2 - 1
-    expected = PerceptualDistance(model.eval())(a, b)
+    expected = PerceptualDistance(model.eval())(a, b).detach()
     for source in (tmp_path / "run", tmp_path / "run" / "classifier"):
         assert torch.equal(open_perceptual(source, CPU)(a, b), expected)
     parts = [F.normalize(m, dim=1) for m in model.maps(a)]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nextscale import VARPipeline
-from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.errors import CheckpointError, InvalidArgumentError, NextscaleWarning
 from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
 from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
@@ -210,8 +210,10 @@ def test_recipes_take_overrides_and_refuse_what_they_do_not_know(
         recipes.train_tokenizer(picture_folder, tmp_path, recipe="huge")
     with pytest.raises(InvalidArgumentError, match="unknown settings learning_rate"):
         recipes.train_tokenizer(picture_folder, tmp_path, learning_rate=1)
-    with pytest.raises(InvalidArgumentError, match="size must be one of 32, 64, 128, 256 pixels, got 48"):
-        recipes.train_tokenizer(picture_folder, tmp_path, size=48)
+    with pytest.raises(
+        InvalidArgumentError, match="multiples of this tokenizer's stride of 4 pixels, got 50x50"
+    ):
+        recipes.train_tokenizer(picture_folder, tmp_path, size=50)
     own = replace(recipes.tiny_classifier(), shift=0)
     trained = recipes.train_classifier(picture_folder, tmp_path / "own", recipe=own, images=32, report=quiet)
     assert trained.config.num_classes == 3
@@ -250,8 +252,32 @@ def test_kept_token_maps_belong_to_their_tokenizer(pictures: ImageSource, tmp_pa
     assert not calls
     other = kept(second)
     assert torch.equal(other, encode_dataset(partial(token_maps, second), pictures, flip=False))
-    path.write_bytes(b"damaged")
+    whole = path.read_bytes()
+    at = len(whole) // 2
+    for damaged in (b"damaged", b"", whole[:at], whole[:-1], whole[:at] + b"??" + whole[at + 2 :], bytes(99)):
+        path.write_bytes(damaged)
+        assert torch.equal(kept(second), other)
+        assert path.read_bytes() == whole
+    torch.save({"origin": "x", "tokens": 3}, path)
     assert torch.equal(kept(second), other)
+
+
+def test_kept_token_maps_belong_to_all_pictures(pictures: ImageSource, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = VARTokenizer(recipes.tiny_tokenizer().config).eval()
+    encode, path = partial(token_maps, model), tmp_path / "tokens.pt"
+    assert pictures.cache is not None
+    for row in (0, 1, 30, 58, 59):
+        for flip in (False, True, False):
+            kept = cached(model, encode, pictures, path, flip=flip)
+            assert torch.equal(kept, encode_dataset(encode, pictures, flip=flip))
+        changed = pictures.cache.clone()
+        changed[row] = 255 - changed[row]
+        pictures = replace(pictures, cache=changed)
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(NextscaleWarning, match="the training goes on, and will encode again"):
+        cached(model, encode, pictures, path, flip=False)
 
 
 def test_codes_are_chosen_in_float32_under_autocast(run: Path, pictures: ImageSource) -> None:

@@ -91,7 +91,7 @@ def generation(
 
         start = _now(pipe.device)
         # Not by hooks, which would keep it from being recorded.
-        tokenizer.decode_latent = timed  # type: ignore[assignment]
+        tokenizer.decode_latent = timed
         try:
             pipe(labels, ssg=ssg, seed=0, batch_size=batch, output_type="pt", **settings)
         finally:

@@ -18,6 +18,7 @@ EPILOG = """\
 nextscale convert var_d16.pth var-d16 --tokenizer vae_ch160v4096z32.pth
 nextscale convert FoundationVision/var var-d16 --depth 16 --dtype bfloat16
 nextscale convert FoundationVision/Infinity infinity-2b --variant 2b --dtype bfloat16
+nextscale convert last.ckpt my-var --tokenizer vae.pth --no-averaged --class-names classes.txt
 nextscale generate volcano --model var-d16
 """
 
@@ -41,6 +42,9 @@ def convert(
     depth: options.Depth = None,
     variant: options.Variant = None,
     patch_nums: options.PatchNums = None,
+    averaged: options.Averaged = None,
+    settings: options.Settings = None,
+    class_names: options.ClassNames = None,
     text_encoder: options.TextEncoder = None,
     dtype: Annotated[
         str | None,
@@ -63,7 +67,16 @@ def convert(
         raise InvalidArgumentError(f"the folder {str(folder)!r} is not empty; name a new one")
     check_folder(folder.absolute().parent)
     choice = ModelChoice.given(
-        source, None, tokenizer, depth, patch_nums, variant=variant, text_encoder=text_encoder
+        source,
+        None,
+        tokenizer,
+        depth,
+        patch_nums,
+        variant=variant,
+        text_encoder=text_encoder,
+        averaged=averaged,
+        settings=settings,
+        class_names=class_names,
     )
     with working(f"converting {choice}"):
         choice.load("cpu", dtype or "float32").save_pretrained(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +59,15 @@ def demo(
             show_default=False,
         ),
     ] = None,
+    root_path: Annotated[
+        str | None,
+        typer.Option(
+            "--root-path",
+            metavar="PATH",
+            help="The path under which a proxy shows the page, as /tools/ssg. Default: the proxy has none.",
+            show_default=False,
+        ),
+    ] = None,
     open_browser: Annotated[
         bool | None,
         typer.Option(
@@ -76,6 +86,7 @@ def demo(
     """
     if port is not None and not 1 <= port <= 65535:
         raise InvalidArgumentError(f"--port is a number from 1 to 65535, got {port}")
+    path = None if root_path is None else read_root_path(root_path)
     choices = [read_choice(text) for text in models or [DEFAULT_MODEL]]
     if all(is_local(choice) for choice in choices):
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
@@ -84,7 +95,8 @@ def demo(
         from nextscale.demo.serve import HOST, is_loopback, require_gradio, serve
 
         require_gradio()
-        offers = [offer(choice, device, dtype) for choice in choices]
+        named = zip(page_names(choices), choices, strict=True)
+        offers = [offer(name, choice, device, dtype) for name, choice in named]
     if not is_loopback(host):
         note(
             f"warning: {host} can be reached from other machines. Whoever reaches it can draw pictures here, "
@@ -98,7 +110,7 @@ def demo(
 
             webbrowser.open(address)
 
-    serve(offers, pictures, host=host, port=port, ready=ready)
+    serve(offers, pictures, host=host, port=port, root_path=path, ready=ready)
 
 
 def read_choice(text: str) -> ModelChoice:
@@ -117,9 +129,41 @@ def is_local(choice: ModelChoice) -> bool:
     return choice.source == DEFAULT_MODEL or Path(choice.source).exists()
 
 
-def offer(choice: ModelChoice, device: str | None, dtype: str | None) -> Offer:
+def page_names(choices: Sequence[ModelChoice]) -> list[str]:
+    """What the page calls the models: folders and files by the last part of their path, or as many as tell
+    them apart.
+
+    Where a model lies on this machine is not for everybody who opens the page, and a link goes to others too.
+    """
+    whole: dict[ModelChoice, tuple[str, ...]] = {choice: (str(choice),) for choice in choices}
+    whole |= {c: Path(str(c)).absolute().parts for c in choices if c.source != DEFAULT_MODEL and is_local(c)}
+    found = []
+    for choice in choices:
+        mine = whole[choice]
+        others = [parts for parts in whole.values() if parts != mine]
+        short = (n for n in range(1, len(mine)) if all(parts[-n:] != mine[-n:] for parts in others))
+        found.append("/".join(mine[-next(short, len(mine)) :]))
+    return found
+
+
+def read_root_path(text: str) -> str:
+    """The path under which a proxy shows the page, as ``"/a/b"``; empty for ``"/"``.
+
+    Raises InvalidArgumentError for what is no path.
+    """
+    path = text.strip().strip("/")
+    parts = path.split("/") if path else []
+    if not text.strip() or not all(re.fullmatch(r"[\w~+-][\w.~+-]*", part, re.ASCII) for part in parts):
+        raise InvalidArgumentError(
+            f"--root-path is the path under which a proxy shows the page, as /tools/ssg, without a host "
+            f"before it; got {text!r}"
+        )
+    return f"/{path}" if path else ""
+
+
+def offer(name: str, choice: ModelChoice, device: str | None, dtype: str | None) -> Offer:
     """What the page knows of a model, which is loaded once here: so that a wrong name is refused at once, and
-    everything it needs is on this machine before the page opens.
+    everything it needs is on this machine before the page opens. name: what the page calls it.
 
     Raises ModelNotFoundError or CheckpointError, naming what is wrong.
     """
@@ -132,6 +176,4 @@ def offer(choice: ModelChoice, device: str | None, dtype: str | None) -> Offer:
         encoder.release()
     where = {"device": device, "dtype": dtype}
     placement = {name: value for name, value in where.items() if value is not None}
-    return Offer(
-        str(choice), choice.to_json(), choice.is_official, lambda: choice.load(device, dtype), placement
-    )
+    return Offer(name, choice.to_json(), choice.is_official, lambda: choice.load(device, dtype), placement)

@@ -40,6 +40,7 @@ nextscale evaluate --model runs/model --reference cifar10/test.parquet --images 
 nextscale evaluate --preset imagenet256-adm --model FoundationVision/var --depth 16 --ssg 0.6
 nextscale evaluate --preset custom --model my-model --features dinov2 --reference pictures
 nextscale evaluate --preset imagenet256-adm --samples samples.npz
+nextscale evaluate --preset custom --samples run --reference photos --resize adm
 """
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -77,7 +78,12 @@ class ProtocolOptions:
     ] = "round"
     samples: Annotated[
         Path | None,
-        option(PANEL, "--samples", metavar="FILE", help="Measure the pictures in an .npz; draw none."),
+        option(
+            PANEL,
+            "--samples",
+            metavar="PATH",
+            help="Measure these pictures and draw none: an .npz, a folder, parquet or tar files, or a run.",
+        ),
     ] = None
 
     def check_samples(self, others: Mapping[str, Any]) -> None:
@@ -269,11 +275,12 @@ class Task:
         if reference is not None and reference.to_compute(self.space):
             left = reference.count - len(reference_shards(reference, self.space, work))
         arguments = (self.protocol, generated, self.space, reference, work)
+        labels = getattr(self.images, "labels", None)
         if left:
             with drawing(f"measuring {left:,} pictures of the reference", left) as advance:
-                return conclude(*arguments, device=where, advance=advance)
+                return conclude(*arguments, device=where, labels=labels, advance=advance)
         with working("computing figures"):
-            return conclude(*arguments, device=where)
+            return conclude(*arguments, device=where, labels=labels)
 
 
 def _model_task(
@@ -295,11 +302,12 @@ def _model_task(
 
 
 def _samples_task(file: Path, preset: Preset, ruler: RulerOptions, device: str | None) -> Task:
-    from nextscale.evaluation.reference import open_samples
     from nextscale.evaluation.runner import plan_samples
+    from nextscale.evaluation.samples import open_samples
     from nextscale.evaluation.shards import SHARD
 
-    samples = open_samples(file)
+    with working("reading the samples"):
+        samples = open_samples(file)
     space, reference = ruler.open(preset, samples.size, device)
     with working("planning"):
         protocol = plan_samples(samples, space, reference)
@@ -339,7 +347,7 @@ def _print(result: Result, preset: Preset, published: Published | None) -> None:
         print(line)
     if published is not None:
         print(f"paper: {published.source}")
-    if protocol.images != preset.images and protocol.sampling and protocol.reference:
+    if protocol.images != preset.images and protocol.reference:
         print(
             f"{protocol.images:,} pictures instead of {preset.images:,}: distances grow as pictures get "
             f"fewer, so compare at equal numbers only"

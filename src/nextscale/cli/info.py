@@ -16,7 +16,7 @@ from nextscale import __version__
 from nextscale.cli import options
 from nextscale.cli.help import NAMES, Command
 from nextscale.cli.models import ModelOptions
-from nextscale.cli.pictures import read_settings
+from nextscale.cli.pictures import note_version, read_settings
 from nextscale.cli.progress import working
 from nextscale.cli.request import short
 from nextscale.cli.subjects import subjects_of
@@ -61,7 +61,9 @@ def info(
     prints the settings, as JSON.
     """
     if name is not None and name.lower().endswith(".png"):
-        print(json.dumps(read_settings(Path(name)), indent=2))
+        settings = read_settings(Path(name))
+        note_version(Path(name), settings)
+        print(json.dumps(settings, indent=2))
         return
     if name is not None and which.model is not None:
         raise InvalidArgumentError(f"{name} and --model {which.model} both name a model; give one of them")

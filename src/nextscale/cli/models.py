@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nextscale.cli import options
 from nextscale.cli.allocator import keep_freed_memory
-from nextscale.cli.options import DEPTHS, VARIANTS, flag, read_whole_numbers
-from nextscale.errors import InvalidArgumentError
+from nextscale.cli.options import DEPTHS, VARIANTS, flag, read_pairs, read_sides
+from nextscale.errors import CheckpointError, InvalidArgumentError
 
 DEFAULT_MODEL = "cifar10"
-_OFFICIAL = ("tokenizer", "depth", "variant", "patch_nums")  # options about official files alone
+# Options about official files alone.
+_OFFICIAL = ("tokenizer", "depth", "variant", "patch_nums", "averaged", "settings")
 # Options by the keywords that the pipelines' from_official and from_pretrained have for them.
 _FIELDS = {
     "tokenizer": "tokenizer",
     "depth": "depth",
     "model": "variant",
     "patch_nums": "patch_nums",
+    "averaged": "averaged",
+    "settings": "settings",
+    "class_names": "class_names",
     "text_encoder": "text_encoder",
     "system_prompt": "system_prompt",
 }
@@ -36,6 +42,9 @@ class ModelOptions:
     depth: options.Depth = None
     variant: options.Variant = None
     patch_nums: options.PatchNums = None
+    averaged: options.Averaged = None
+    settings: options.Settings = None
+    class_names: options.ClassNames = None
     text_encoder: options.TextEncoder = None
     system_prompt: options.SystemPrompt = None
     device: options.Device = None
@@ -54,6 +63,8 @@ class ModelChoice:
     model: an embedded name, a folder, a hub id, or an official transformer file.
     transformer, tokenizer: official files. depth, variant: which official model of a folder or hub id.
     patch_nums: sides of the scales as text, where official tensors cannot tell.
+    averaged: whether to take averaged weights of official files. settings: as text, what else they do not
+    tell. class_names: a file with them.
     text_encoder: a folder or hub id instead of the usual one. system_prompt: a file with HART's.
     """
 
@@ -65,6 +76,9 @@ class ModelChoice:
     variant: str | None = None
     text_encoder: str | None = None
     system_prompt: str | None = None
+    averaged: bool | None = None
+    settings: str | None = None
+    class_names: str | None = None
 
     @classmethod
     def given(
@@ -78,16 +92,21 @@ class ModelChoice:
         variant: str | None = None,
         text_encoder: str | None = None,
         system_prompt: Path | None = None,
+        averaged: bool | None = None,
+        settings: str | None = None,
+        class_names: Path | None = None,
     ) -> ModelChoice:
         """From the options; raises InvalidArgumentError where they contradict each other."""
         if model is not None and transformer is not None:
             raise InvalidArgumentError(
                 f"--model {model} and --transformer {transformer} both name a model; give one of them"
             )
-        if system_prompt is not None and not system_prompt.is_file():
-            raise InvalidArgumentError(f"--system-prompt: no such file: {str(system_prompt)!r}")
+        for name, file in (("system_prompt", system_prompt), ("class_names", class_names)):
+            if file is not None and not file.is_file():
+                raise InvalidArgumentError(f"{flag(name)}: no such file: {str(file)!r}")
         files = (_text(transformer), _text(tokenizer))
-        return cls(model, *files, depth, patch_nums, variant, text_encoder, _text(system_prompt))
+        texts = (variant, text_encoder, _text(system_prompt))
+        return cls(model, *files, depth, patch_nums, *texts, averaged, settings, _text(class_names))
 
     @classmethod
     def stored(cls, source: Mapping[str, Any]) -> ModelChoice:
@@ -133,9 +152,13 @@ class ModelChoice:
 
     def load(self, device: str | None = None, dtype: str | None = None) -> Any:
         """The pipeline. Raises ModelNotFoundError or CheckpointError, naming what is wrong."""
+        keep_freed_memory()
+        with _as_options():
+            return self._load(device, dtype)
+
+    def _load(self, device: str | None, dtype: str | None) -> Any:
         from nextscale import families
 
-        keep_freed_memory()
         where = {"device": device or "auto", "dtype": dtype or "auto"}
         wanted = self._wanted()
         if self.is_official:
@@ -154,7 +177,11 @@ class ModelChoice:
         """Keywords for ``from_official`` or ``from_pretrained``: what was given."""
         wanted = {word: getattr(self, field) for word, field in _FIELDS.items()}
         if self.patch_nums is not None:
-            wanted["patch_nums"] = read_whole_numbers(self.patch_nums, "--patch-nums")
+            wanted["patch_nums"] = read_sides(self.patch_nums, "--patch-nums")
+        if self.settings is not None:
+            wanted["settings"] = read_pairs(self.settings, "--settings")
+        if self.class_names is not None:
+            wanted["class_names"] = _class_names(Path(self.class_names))
         if self.system_prompt is not None:
             wanted["system_prompt"] = Path(self.system_prompt)
         return {word: value for word, value in wanted.items() if value is not None}
@@ -186,6 +213,40 @@ class ModelChoice:
                 raise InvalidArgumentError(
                     f"{self.source} holds several models; say which with {flag(_FIELDS[word])} {values}"
                 )
+
+
+# Advice about official files in Python's words, and in the command line's.
+_ADVICE = (
+    (r"\baveraged=True\b", "--averaged"),
+    (r"\baveraged=False\b", "--no-averaged"),
+    (r"\bsettings=\{'(\w+)': \.\.\.\}", r"--settings \1=…"),
+    (r"\bsettings=(?!\{)", "--settings"),
+    (
+        r"\bpatch_nums=\[\.\.\.\], the side of every scale, or \(height, width\) where",
+        "--patch-nums 1,2,3,…, the side of every scale, or height x width (1x4) where",
+    ),
+    (r"\bpatch_nums (?=\[)", "--patch-nums "),
+    (r"\b(tokenizer|depth)=(?!\w)", r"--\1"),
+    (r"\bmodel=(?!\w)", "--variant"),
+)
+
+
+@contextmanager
+def _as_options() -> Iterator[None]:
+    """What is wrong with official files in the words of the command line."""
+    try:
+        yield
+    except CheckpointError as error:
+        message = str(error)
+        for pattern, words in _ADVICE:
+            message = re.sub(pattern, words, message)
+        raise CheckpointError(message) from error
+
+
+def _class_names(path: Path) -> list[str]:
+    from nextscale.families.var.classes import read_class_names
+
+    return read_class_names(path)
 
 
 def _text(path: Path | None) -> str | None:

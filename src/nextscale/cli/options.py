@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -118,7 +119,35 @@ PatchNums = Annotated[
         _MODEL,
         "--patch-nums",
         metavar="1,2,…",
-        help="Sides of the scales, only for official files of unusual scales that the tensors cannot tell.",
+        help="Sides of the scales, or 1x4 for height x width, only for official files of unusual scales that "
+        "the tensors cannot tell.",
+    ),
+]
+Averaged = Annotated[
+    bool | None,
+    _option(
+        _MODEL,
+        "--averaged/--no-averaged",
+        help="Take averaged weights (EMA) of official files that hold both, or the others. Default: averaged "
+        "ones where there are any.",
+    ),
+]
+Settings = Annotated[
+    str | None,
+    _option(
+        _MODEL,
+        "--settings",
+        metavar="NAME=VALUE,…",
+        help="What the tensors of official files do not tell, such as num_heads=8; or a JSON object.",
+    ),
+]
+ClassNames = Annotated[
+    Path | None,
+    _option(
+        _MODEL,
+        "--class-names",
+        metavar="FILE",
+        help="Names of the classes, one a line in the order of their numbers, for a model that has none.",
     ),
 ]
 Device = Annotated[
@@ -331,6 +360,48 @@ def read_whole_numbers(text: str, option: str) -> list[int]:
         raise InvalidArgumentError(
             f"{option} takes a whole number, or several separated by commas; got {text!r}"
         ) from None
+
+
+def read_sides(text: str, option: str) -> list[int | tuple[int, int]]:
+    """``"1,2x3"`` as ``[1, (2, 3)]``: sides of square grids, and height x width of others.
+
+    Raises InvalidArgumentError naming the option and the text.
+    """
+    try:
+        grids = [[int(side) for side in part.lower().split("x")] for part in text.split(",")]
+        return [sides[0] if len(sides) == 1 else _pair(sides) for sides in grids]
+    except ValueError:
+        raise InvalidArgumentError(
+            f"{option} takes sides separated by commas, 1,2,3, or height x width, 1x1,1x4; got {text!r}"
+        ) from None
+
+
+def _pair(sides: list[int]) -> tuple[int, int]:
+    height, width = sides
+    return height, width
+
+
+def read_pairs(text: str, option: str) -> dict[str, Any]:
+    """``"num_heads=8,norm_eps=1e-5"``, or a JSON object, by name; values as JSON has them, else texts.
+
+    Raises InvalidArgumentError naming the option and the text.
+    """
+    try:
+        if text.lstrip().startswith("{"):
+            return dict(json.loads(text))
+        pairs = [part.split("=", 1) for part in text.split(",")]
+        return {name.strip(): _json(value.strip()) for name, value in pairs}
+    except (ValueError, RecursionError):
+        raise InvalidArgumentError(
+            f"{option} takes NAME=VALUE, several separated by commas, or a JSON object; got {text!r}"
+        ) from None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 MAX_ZOOM = 64  # a sheet of larger tiles would not fit in memory, nor on a screen

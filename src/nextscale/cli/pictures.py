@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nextscale.cli.progress import note
 from nextscale.cli.subjects import are_subjects, stored_key
 from nextscale.errors import InvalidArgumentError
+from nextscale.generation.version import version_note
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -98,6 +100,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     if wrong:
         raise InvalidArgumentError(f"the settings in {str(path)!r} are damaged: {wrong}")
     return dict(settings)
+
+
+def note_version(path: Path, settings: Mapping[str, Any]) -> None:
+    """Say so, on the error stream, if the sampler of an earlier version drew a picture."""
+    changed = version_note(settings)
+    if changed is not None:
+        note(f"note: {path}: {changed}")
 
 
 _NEEDED = {

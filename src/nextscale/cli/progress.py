@@ -152,6 +152,9 @@ class TrainingLines:
         self.every, self.last = every, float("-inf")
 
     def __call__(self, record: dict[str, Any], step: int, total: int) -> None:
+        if "note" in record:
+            note(record["note"])
+            return
         if not is_training_record(record):
             note(f"held out, step {step}: {figures(record)}")
             return
@@ -180,6 +183,9 @@ class TrainingBar:
         self.bar.stop()
 
     def __call__(self, record: dict[str, Any], step: int, total: int) -> None:
+        if "note" in record:
+            self.bar.console.print(record["note"], highlight=False, markup=False)
+            return
         if not is_training_record(record):
             self.bar.console.print(f"held out, step {step}: {figures(record)}", highlight=False)
             return

@@ -309,8 +309,10 @@ def seed_range(seeds: Sequence[int]) -> str:
 
 
 def short(value: float | Sequence[float]) -> str:
-    """A number, or several, ``"600 x 7, 300 x 7"`` where they repeat."""
+    """A number, or several, ``"600 x 7, 300 x 7"`` where they repeat; lists of them are a picture's each."""
     if isinstance(value, (int, float)):
         return f"{value:g}"
+    if value and isinstance(value[0], list):
+        return "one a picture"
     runs = [(f"{v:g}", len(list(same))) for v, same in groupby(value)]
     return ", ".join(text if times == 1 else f"{text} x {times}" for text, times in runs)

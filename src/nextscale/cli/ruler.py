@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 PANEL = "Measuring"
 NONE = "none"
+REMEDY = (
+    "a reference of the same size is needed, or --resize adm, which prepares pictures as ADM's evaluator does"
+)
 LARGE = 1 << 26  # pixels; reading more of them takes a while
 
 
@@ -48,13 +51,23 @@ class RulerOptions:
             "--reference",
             "-r",
             metavar="NAME_OR_PATH",
-            help="Real pictures: an .npz in the ADM layout, a folder, a parquet file, a data set's id, or "
-            "none. Default: the preset's.",
+            help="Real pictures: an .npz in the ADM layout, a folder, parquet or tar files, a run, a data "
+            "set's id, or none. Default: the preset's.",
         ),
     ] = None
     split: Annotated[
         str | None,
         option(PANEL, "--split", metavar="NAME", help="Which part of the reference: train or test, say."),
+    ] = None
+    resize: Annotated[
+        str | None,
+        option(
+            PANEL,
+            "--resize",
+            metavar="RULE",
+            help="Bring a reference of another size to the pictures': adm (as ADM's evaluator prepares "
+            "references), area, bicubic, lanczos or training. Default: such a reference is refused.",
+        ),
     ] = None
     features: Annotated[
         str | None,
@@ -109,6 +122,8 @@ class RulerOptions:
         from nextscale.evaluation.reference import EMBEDDED, open_reference
 
         name = self.reference or preset.reference
+        if self.resize is not None and name in (None, NONE):
+            raise InvalidArgumentError("--resize is about a reference, and there is none (--reference)")
         if name is None:
             note(f"note: the preset {preset.name} has no reference; most figures need one (--reference)")
             return None
@@ -117,29 +132,59 @@ class RulerOptions:
         if name.startswith("https://"):
             remedy = "Download it elsewhere and give its path (--reference FILE)"
             name = str(cached_download(name, sha256=None, what="the reference", remedy=remedy, report=note))
+        name = _npz_of_a_run(name)
         if name in EMBEDDED or name.lower().endswith(".npz"):
             with working("reading the reference"):
-                return open_reference(name)
-        return _from_pictures(name, self.split, size)
+                return self._fitted(open_reference(name), size)
+        return _from_pictures(name, self.split, size, self.resize)
+
+    def _fitted(self, reference: Reference, size: tuple[int, int]) -> Reference:
+        """A reference in an .npz, brought to the size of the pictures if that was asked for."""
+        if self.resize is not None:
+            return reference.resized(size, self.resize)
+        if reference.images is not None and reference.images.size != size:
+            raise _wrong_size(reference.name, reference.images.size, size)
+        return reference
 
 
-def _from_pictures(name: str, split: str | None, size: tuple[int, int]) -> Reference:
-    from nextscale.evaluation.images import CalledImages
+def _npz_of_a_run(name: str) -> str:
+    """The one file of a run of the format npz; any other name as it is."""
+    from nextscale.data.opening import is_run, run_plan
+    from nextscale.sampling.plan import JOINED
+
+    folder = Path(name)
+    is_npz = folder.is_dir() and is_run(folder) and run_plan(folder).format == "npz"
+    return str(folder / JOINED) if is_npz else name
+
+
+def _from_pictures(name: str, split: str | None, size: tuple[int, int], resize: str | None) -> Reference:
+    from nextscale.data.opening import open_pictures, parts_of
+    from nextscale.data.resizing import check_rule
+    from nextscale.evaluation.images import FoundImages, WrongSizeError
     from nextscale.evaluation.reference import Reference
-    from nextscale.training.data import HELD_OUT, TRAIN, open_images
 
-    h, w = size
-    if h != w:
-        raise InvalidArgumentError(f"pictures of {w}x{h} pixels are not square; give their reference as .npz")
-    path = Path(name)
-    parts = [p for p in (TRAIN, *HELD_OUT) if (path / p).is_dir() or any(path.glob(f"{p}*.parquet"))]
-    if split is None and len(parts) > 1:
+    if resize is not None:
+        check_rule(resize)
+    (h, w), path = size, Path(name)
+    parts = parts_of(path) if split is None else []
+    if len(parts) > 1:
         raise InvalidArgumentError(f"{name} has the parts {', '.join(parts)}; say which with --split")
     with working("reading the reference"):
-        source = open_images(name, size=h, split=split or next(iter(parts), None))
-    images = CalledImages(source.batch, len(source), size)
+        pictures = open_pictures(name, split=split or next(iter(parts), None), labels="none")
+    images = FoundImages(pictures, size, resize)
     label = f"{path.name}, {split}" if split else path.name
-    if len(images) * h * w < LARGE:
-        return Reference.of_images(label, images)
-    with drawing("reading the reference", len(images)) as advance:
-        return Reference.of_images(label, images, advance)
+    try:
+        if len(images) * h * w < LARGE:
+            return Reference.of_images(label, images, resize=resize)
+        with drawing("reading the reference", len(images)) as advance:
+            return Reference.of_images(label, images, advance, resize=resize)
+    except WrongSizeError as error:
+        raise InvalidArgumentError(f"{error}; {REMEDY}") from None
+
+
+def _wrong_size(name: str, found: tuple[int, int], size: tuple[int, int]) -> InvalidArgumentError:
+    (h, w), (height, width) = found, size
+    return InvalidArgumentError(
+        f"the reference {name} has pictures of {w}x{h} pixels, and those to be measured have "
+        f"{width}x{height}; {REMEDY}"
+    )

@@ -166,4 +166,5 @@ def _read(path: Path, command: str) -> dict[str, Any]:
         )
     if stored.get("nextscale") != __version__:
         note(f"note: {path} was made by nextscale {stored.get('nextscale')}, and this is {__version__}")
+    pictures.note_version(path, stored)
     return stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,12 +15,14 @@ from nextscale.cli import options
 from nextscale.cli.help import NAMES, Command, Group
 from nextscale.cli.pictures import check_folder
 from nextscale.cli.progress import TrainingBar, TrainingLines, note, on_terminal
-from nextscale.errors import InvalidArgumentError, NextscaleError
+from nextscale.cli.sizes import read_scales, read_size
+from nextscale.errors import DataError, InvalidArgumentError, NextscaleError
 
 if TYPE_CHECKING:
     from nextscale.sampling.processes import Processes
 
 DATA_HELP = "A folder of pictures, a parquet file or a folder of them, or a datasets id."
+CHECKS = ("headers", "full")
 FILES = {
     "checkpoint.pt": "to resume from",
     "log.jsonl": "every figure",
@@ -70,12 +73,6 @@ TokenRecipe = Annotated[
         "tiny-bits to try things out.",
     ),
 ]
-Size = Annotated[
-    int | None,
-    typer.Option(
-        "--size", metavar="PIXELS", help="Side of the pictures. Default: the recipe's.", show_default=False
-    ),
-]
 HeldOut = Annotated[
     str | None,
     typer.Option(
@@ -85,8 +82,69 @@ HeldOut = Annotated[
         show_default=False,
     ),
 ]
+Check = Annotated[
+    str | None,
+    typer.Option(
+        "--check",
+        metavar="HOW",
+        help="Look for broken pictures before: headers, or full (every pixel). Default: headers; full for a "
+        "transformer.",
+        show_default=False,
+    ),
+]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="Leave out broken pictures, counted and named; else an error.")
+]
 Fresh = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on from the checkpoint in the output folder.")
+]
+PictureSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS",
+        help="Side of the pictures, or HEIGHTxWIDTH, as in 64x48. Default: what the scales end at, or the "
+        "recipe's.",
+        show_default=False,
+    ),
+]
+Scales = Annotated[
+    str | None,
+    typer.Option(
+        "--scales",
+        metavar="1,2,…",
+        help="Sides of the grids, or HEIGHTxWIDTH each, as in 1,2x1,4x3; the last is the size divided by the "
+        "tokenizer's stride. Default: the published list for the size, or one like it.",
+        show_default=False,
+    ),
+]
+OtherSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS",
+        help="Side of the pictures, or HEIGHTxWIDTH. Default: the tokenizer's.",
+        show_default=False,
+    ),
+]
+RulerSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS",
+        help="Side of the pictures, or HEIGHTxWIDTH. Default: the recipe's.",
+        show_default=False,
+    ),
+]
+OtherScales = Annotated[
+    str | None,
+    typer.Option(
+        "--scales",
+        metavar="1,2,…",
+        help="Sides of the grids, or HEIGHTxWIDTH each. Default: the tokenizer's; an official tokenizer has "
+        "none, then those of --initial.",
+        show_default=False,
+    ),
 ]
 
 
@@ -132,13 +190,16 @@ def train(ctx: typer.Context) -> None:
     epilog=_epilog(
         "nextscale train tokenizer data/cifar10",
         "nextscale train tokenizer pictures --size 64 -o runs/mine --images 2000000",
+        "nextscale train tokenizer portraits --size 64x48 -o runs/portraits",
+        "nextscale train tokenizer pictures --scales 1,2,3,4,6,8,12 -o runs/mine",
         "nextscale train tokenizer data/cifar10 --recipe cifar10-bits -o runs/bits",
     ),
 )
 def tokenizer(
     data: Data,
     output: Output = None,
-    size: Size = None,
+    size: PictureSize = None,
+    scales: Scales = None,
     recipe: TokenRecipe = "cifar10",
     perceptual: Annotated[
         str | None,
@@ -157,6 +218,8 @@ def tokenizer(
         ),
     ] = None,
     held_out: HeldOut = None,
+    check: Check = None,
+    skip_broken: SkipBroken = False,
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
@@ -170,10 +233,10 @@ def tokenizer(
 
     Reports reconstruction error per scale, and how well the codebook or the bits are used.
     """
-    options.require_positive({"--size": size})
-    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
-    judges = {"perceptual": perceptual, "adversarial": adversarial}
-    _train("tokenizer", data, output, size=size, **judges, **settings)
+    pictures = (held_out, check, skip_broken)
+    settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
+    settings |= {"perceptual": perceptual, "adversarial": adversarial}
+    _train("tokenizer", data, output, size=read_size(size), scales=read_scales(scales), **settings)
 
 
 @app.command(
@@ -182,13 +245,17 @@ def tokenizer(
     epilog=_epilog(
         "nextscale train transformer data/cifar10 --tokenizer runs/tokenizer -o runs/model",
         "nextscale train transformer pictures --tokenizer cifar10 --initial cifar10 --images 20000",
+        "nextscale train transformer pictures --tokenizer vae_ch160v4096z32.pth --initial var_d16.pth",
         "nextscale train transformer data/cifar10 --tokenizer runs/bits --recipe cifar10-bits",
     ),
 )
 def transformer(
     data: Data,
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", metavar="DIR", help="A run's folder, or a model's name.")
+        str,
+        typer.Option(
+            "--tokenizer", metavar="DIR", help="A run's folder, a model's name, or an official file."
+        ),
     ],
     output: Output = None,
     initial: Annotated[
@@ -196,12 +263,17 @@ def transformer(
         typer.Option(
             "--initial",
             metavar="MODEL",
-            help="Start from this model's weights (fine-tune): a run's folder, or a model's name.",
+            help="Start from this model's weights (fine-tune): a run's folder, a model's name, or an "
+            "official file. The model gets its sizes; with another number of classes, their table is new.",
             show_default=False,
         ),
     ] = None,
+    size: OtherSize = None,
+    scales: OtherScales = None,
     recipe: TokenRecipe = "cifar10",
     held_out: HeldOut = None,
+    check: Check = None,
+    skip_broken: SkipBroken = False,
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
@@ -216,8 +288,10 @@ def transformer(
     The recipe must be of the tokenizer's kind: both with -bits, or both without. With bits the prompts are
     captions made from the names of the classes.
     """
-    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
-    _train("transformer", data, output, tokenizer=tokenizer, initial=initial, **settings)
+    pictures = (held_out, check, skip_broken)
+    settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
+    sizes: dict[str, Any] = dict(size=read_size(size), scales=read_scales(scales))
+    _train("transformer", data, output, tokenizer=tokenizer, initial=initial, **sizes, **settings)
 
 
 @app.command(
@@ -228,9 +302,11 @@ def transformer(
 def classifier(
     data: Data,
     output: Output = None,
-    size: Size = None,
+    size: RulerSize = None,
     recipe: Recipe = "cifar10",
     held_out: HeldOut = None,
+    check: Check = None,
+    skip_broken: SkipBroken = False,
     resume: Fresh = True,
     images: Images = None,
     batch_size: BatchSize = None,
@@ -241,14 +317,16 @@ def classifier(
     device: Device = "auto",
 ) -> None:
     """Train the small classifier that measures pictures."""
-    options.require_positive({"--size": size})
-    settings = _settings(recipe, held_out, resume, images, batch_size, accumulate, lr, dtype, seed, device)
-    _train("classifier", data, output, size=size, **settings)
+    pictures = (held_out, check, skip_broken)
+    settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
+    _train("classifier", data, output, size=read_size(size), **settings)
 
 
 def _settings(
     recipe: str,
     held_out: str | None,
+    check: str | None,
+    skip_broken: bool,
     resume: bool,
     images: int | None,
     batch_size: int | None,
@@ -258,10 +336,20 @@ def _settings(
     seed: int | None,
     device: str,
 ) -> dict[str, Any]:
-    """What all three kinds take, by the names of the recipes' functions."""
+    """What all three kinds take, by the names of the recipes' functions.
+
+    Raises InvalidArgumentError, naming the option, for what no run can have.
+    """
+    options.require_positive({"--images": images, "--batch-size": batch_size, "--accumulate": accumulate})
+    if lr is not None and not 0 < lr < math.inf:
+        raise InvalidArgumentError(f"--lr must be a positive number, got {lr}")
+    if check is not None and check not in CHECKS:
+        raise InvalidArgumentError(f"--check is {' or '.join(CHECKS)}, got {check!r}")
     return dict(
+        **({} if check is None else {"check": check}),
         recipe=recipe,
         held_out=held_out,
+        skip_broken=skip_broken,
         resume=resume,
         images=images,
         batch_size=batch_size,
@@ -281,19 +369,29 @@ def _train(kind: str, data: str, output: Path | None, **arguments: Any) -> None:
         check_folder(_nearest_folder(folder))
     from nextscale.sampling.processes import joined
     from nextscale.training import recipes
+    from nextscale.training.data import BrokenPicturesError
+    from nextscale.training.wording import options_named
 
     run: Callable[..., Any] = getattr(recipes, f"train_{kind}")
     try:
-        with joined(arguments["device"]) as processes, _reporter(f"training the {kind}", processes) as report:
+        with (
+            options_named(),
+            joined(arguments["device"]) as processes,
+            _reporter(f"training the {kind}", processes) as report,
+        ):
             device = processes.device or arguments["device"]
             run(data, folder, report=report, **{**arguments, "device": device})
     except KeyboardInterrupt:
         if (folder / "checkpoint.pt").exists():
             note("stopped; the same command goes on from the last checkpoint")
         raise
-    except NextscaleError:
+    except NextscaleError as error:
         with contextlib.suppress(OSError):  # what the failed start left: folders without files
             folder.rmdir()
+        if isinstance(error, BrokenPicturesError):
+            raise DataError(f"{error} (--skip-broken)") from None
+        if isinstance(error, DataError) and (folder / "checkpoint.pt").exists():
+            note("stopped; the same command goes on from the last checkpoint")
         raise
     if not processes.is_main:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from nextscale.errors import InvalidArgumentError
@@ -26,29 +27,32 @@ GALLERY = 40
 VISITS = 200
 """Visits whose pictures are kept; the one that was idle longest goes first."""
 
+_WHOLE = re.compile(r"\s*[+-]?[0-9]{1,40}\s*")  # not 7_3, which Python reads as 73
 
-def number(value: Any, name: str, least: float, most: float) -> float:
+
+def number(value: Any, name: str, least: float, most: float, words: str = "") -> float:
     """A finite number between two, both included, from a number or its text.
 
+    words: what else the setting may be, for the message.
     Raises InvalidArgumentError, naming the value and the range.
     """
     try:
-        found = float(value) if not isinstance(value, bool) else math.nan
+        found = float(value) if not isinstance(value, bool) and "_" not in str(value) else math.nan
     except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not least <= found <= most:  # false for NaN too
-        raise InvalidArgumentError(f"{name} is a number from {least:g} to {most:g}, got {shown(value)}")
+        raise InvalidArgumentError(
+            f"{name} is a number from {least:g} to {most:g}{words}, got {shown(value)}"
+        )
     return found
 
 
 def whole(value: Any, name: str, least: int, most: int) -> int:
     """The same for whole numbers, up to the last digit."""
-    try:
-        found = int(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
-        if isinstance(value, float) and value.is_integer():
-            found = int(value)
-    except ValueError:
-        found = None
+    found = value if isinstance(value, int) and not isinstance(value, bool) else None
+    is_text = isinstance(value, str) and _WHOLE.fullmatch(value)
+    if is_text or (isinstance(value, float) and value.is_integer()):
+        found = int(value)
     if found is None or not least <= found <= most:
         raise InvalidArgumentError(f"{name} is a whole number from {least} to {most}, got {shown(value)}")
     return found

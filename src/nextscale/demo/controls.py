@@ -11,6 +11,7 @@ from nextscale.demo.settings import Settings, as_text, subject
 from nextscale.demo.views import grid_names
 from nextscale.errors import InvalidArgumentError
 
+LIVE = "Draw at every change"
 PER_STEP = "per step"
 """Among the schedules of the β editor: strengths that were set one by one."""
 
@@ -34,8 +35,7 @@ def settings_of(values: Mapping[str, Any], model: Model) -> Settings:
     given |= {n: values[n] for n in (*CHOICES, *SWITCHES) if values[n] is not None and _applies(n, model)}
     if model.has("negative_prompt"):
         given["negative_prompt"] = values["negative_prompt"] or ""
-    seed = values["seed"]
-    given["seed"] = seed.replace(" ", "") if isinstance(seed, str) else seed
+    given["seed"] = values["seed"]
     given |= _strength(values["beta"])
     return _with_subjects(values, model, given)
 
@@ -77,10 +77,11 @@ def beta_value(model: Model, settings: Settings) -> dict[str, Any]:
     ssg = settings.ssg or (0.0,)
     several = len(ssg) > 1
     weights = model.weights(grids)
-    curve = list(ssg) if several else [ssg[0] * weight for weight in weights[settings.ssg_schedule]]
+    schedule = settings.shape["ssg_schedule"]
+    curve = list(ssg) if several else [ssg[0] * weight for weight in weights[schedule]]
     return {
         "beta": max(ssg),
-        "schedule": PER_STEP if several else settings.ssg_schedule,
+        "schedule": PER_STEP if several else schedule,
         "curve": curve,
         "weights": weights,
         "steps": grid_names(grids),
@@ -101,7 +102,6 @@ def controls_of(model: Model, settings: Settings, models: Sequence[str]) -> dict
         "negative_prompt": Update(value=settings.negative_prompt, visible=model.has("negative_prompt")),
         "seed": Update(value=as_text(settings.seed).replace(",", ", ")),
         "beta": Update(value=beta_value(model, settings)),
-        "live": Update(value=model.is_quick),
     }
     found |= {name: Update(value=getattr(settings, name)) for name in ("count", "min_p", *_OPEN)}
     found |= {

@@ -6,30 +6,40 @@ changes: ``{"status": html, ...}``.
 
 from __future__ import annotations
 
+import os
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL.Image import Image
 
 from nextscale.demo import bounds, recipes, views
-from nextscale.demo.controls import Update, beta_value, controls_of, settings_of
+from nextscale.demo.controls import LIVE, Update, beta_value, controls_of, settings_of
 from nextscale.demo.drawing import Arm, Cancelled, Step, Studio
 from nextscale.demo.models import Model, Shelf
 from nextscale.demo.opening import from_picture
 from nextscale.demo.pictures import DIFFERENCES, GAINS, data_uri, thumbnail
 from nextscale.demo.settings import Settings, as_text
+from nextscale.demo.strip import strengths, strip_of
 from nextscale.demo.views import Shown
 from nextscale.demo.visits import Entry, Visit, Visits
 from nextscale.errors import InvalidArgumentError
+from nextscale.generation.version import version_note
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 
-STRIP = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
+SLOW = 5.0
+"""Seconds that pictures may take to be drawn at every change; beyond, a page waits for its button."""
 Changes = dict[str, Any]
 _WAITING = views.working("Waiting for its turn")
+_DRAWING = views.working("Drawing")
+_PRESS, _CANCELLED = "Press Draw to make the pictures.", "Cancelled."
+_TURNED_OFF = f" “{LIVE}” is off now, since these take long."
+# What was wrong with the controls is not wrong any more.
+_MENDED: Changes = {"problem": ""}
 
 
 class PictureFiles(Protocol):
@@ -61,11 +71,21 @@ class View:
         return cls(bounds.one_of(kind, "difference", DIFFERENCES), int(gain))
 
 
-class Desk:
-    """The page's server side: models, pictures drawn so far, visits. files: how PNG files are written."""
+@dataclass(frozen=True)
+class Waiting:
+    """News of who waits for a turn: how many are before."""
 
-    def __init__(self, shelf: Shelf, files: PictureFiles, folder: Path) -> None:
-        self.shelf, self.files = shelf, files
+    ahead: int
+
+
+class Desk:
+    """The page's server side: models, pictures drawn so far, visits. files: how PNG files are written.
+
+    slow: seconds after which "draw at every change" turns itself off.
+    """
+
+    def __init__(self, shelf: Shelf, files: PictureFiles, folder: Path, *, slow: float = SLOW) -> None:
+        self.shelf, self.files, self.slow = shelf, files, slow
         self.studio, self.visits = Studio(), Visits(folder)
 
     # ------------------------------------------------------------------ settings
@@ -82,16 +102,22 @@ class Desk:
         settings = model.complete(Settings(name).changed(count=count, seed=seed))
         return self._set(visit, model, settings, draw=model.is_quick)
 
-    def change(self, visit: Visit, values: Mapping[str, Any], *, draw: bool) -> Changes:
-        """A control has been moved. draw: whether that is to be drawn, or waits for the button."""
+    def change(
+        self, visit: Visit, values: Mapping[str, Any], *, draw: bool, pressed: bool = False
+    ) -> Changes:
+        """A control has been moved, or only left. draw: whether that is to be drawn, or waits for the button.
+        pressed: somebody asks for it by a button, even if nothing has changed since it was cancelled.
+        """
         model = self.shelf.get(bounds.text(values["model"], "model"))
         settings = model.complete(settings_of(values, model))
         query = settings.to_query(model.key)
-        if not draw:
-            return {"status": views.ready("Settings changed. Press Draw to see what they do.")}
-        if visit.job.partition("#")[0] == query and not visit.ticket.is_set():
-            return {}  # on the page already, or on its way
-        return {"job": visit.want(query), "status": _WAITING, **_editor(model, settings)}
+        if visit.query == query and not (pressed and visit.rests):  # on the page, on its way, or not wanted
+            if visit.refused is not None:
+                raise visit.refused.with_traceback(None)
+            return {"status": views.ready(visit.said) if visit.said else _DRAWING, **_MENDED}
+        if draw:
+            return {"job": visit.want(query), "status": _WAITING, **_MENDED, **_editor(model, settings)}
+        return {"status": views.ready("Settings changed. Press Draw to see what they do."), **_MENDED}
 
     def reseed(self, visit: Visit, values: Mapping[str, Any], *, draw: bool) -> Changes:
         """Fresh random numbers, everything else as it is."""
@@ -100,9 +126,15 @@ class Desk:
 
     def open(self, visit: Visit, path: str) -> Changes:
         """A picture with settings in it is opened."""
-        settings, index = from_picture(self.files.read_settings(Path(path)), self.shelf)
-        visit.chosen = index
-        return self._set(visit, self.shelf.get(settings.model), settings, draw=True)
+        file = Path(path)
+        try:
+            stored = self.files.read_settings(file)
+        except InvalidArgumentError as problem:  # its folder on the server is not what the visitor knows
+            raise InvalidArgumentError(str(problem).replace(f"{file.parent}{os.sep}", "")) from None
+        settings, visit.chosen = from_picture(stored, self.shelf)
+        changed = version_note(stored)  # another picture must not appear as if it were this one
+        said = _PRESS if changed is None else f"Of the picture opened: {changed}. Press Draw to see it."
+        return self._set(visit, self.shelf.get(settings.model), settings, draw=changed is None, said=said)
 
     def recall(self, visit: Visit, index: Any) -> Changes:
         """An entry of the gallery is chosen."""
@@ -113,16 +145,34 @@ class Desk:
     def take_strength(self, visit: Visit, value: Any) -> Changes:
         """A picture of the strip is chosen: its strength becomes that of the page."""
         shown = _require(visit)
-        settings = shown.settings.changed(ssg=bounds.number(value, "ssg", 0.0, bounds.BETA))
-        return self._set(visit, self.shelf.get(settings.model), settings, draw=True)
+        model = self.shelf.get(shown.settings.model)
+        settings = model.complete(shown.settings.changed(ssg=bounds.text(value, "ssg", bounds.QUERY)))
+        return self._set(visit, model, settings, draw=True)
 
-    def _set(self, visit: Visit, model: Model, settings: Settings, *, draw: bool) -> Changes:
-        """All controls as these settings are, and a job if they are to be drawn."""
-        changes: Changes = controls_of(model, settings, self.shelf.names)
+    def reframe(self, visit: Visit, frames: bool) -> Changes:
+        """Every scale is to be shown, or no longer: pictures drawn without are drawn anew."""
+        shown = visit.shown
+        if not frames or not visit.done or shown is None or shown.has_frames:
+            return {}
+        if visit.live:
+            return {"job": visit.want(visit.query), "status": _WAITING}
+        visit.rest(visit.query, _PRESS)
+        return {"status": views.ready(_PRESS)}
+
+    def _set(
+        self, visit: Visit, model: Model, settings: Settings, *, draw: bool, said: str = _PRESS
+    ) -> Changes:
+        """All controls as these settings are, and a job if they are to be drawn, or what to read if not."""
+        changes: Changes = {**controls_of(model, settings, self.shelf.names), **_MENDED}
+        if visit.model != settings.model:  # else who uses the page has chosen that
+            visit.model = settings.model
+            visit.live = model.is_quick and visit.model not in visit.slow
+            changes["live"] = Update(value=visit.live)
+        query = settings.to_query(model.key)
         if draw:
-            return {**changes, "job": visit.want(settings.to_query(model.key)), "status": _WAITING}
-        visit.stop()
-        return {**changes, "status": views.ready("Press Draw to make the pictures.")}
+            return {**changes, "job": visit.want(query), "status": _WAITING}
+        visit.rest(query, said)
+        return {**changes, "status": views.ready(said)}
 
     # ------------------------------------------------------------------ drawing
 
@@ -138,24 +188,36 @@ class Desk:
         if ticket.is_set():  # while it waited for its turn
             yield self._cancelled(visit)
             return
+        try:
+            yield from self._draw(visit, job, frames, view, ticket)
+        except Cancelled:
+            if visit.job in ("", job):  # else something newer is on its way, and says so
+                yield self._cancelled(visit)
+        except Exception as problem:
+            if visit.job in ("", job):
+                visit.refused = problem
+                yield self._cancelled(visit)
+                raise
+
+    def _draw(
+        self, visit: Visit, job: str, frames: bool, view: View, ticket: threading.Event
+    ) -> Iterator[Changes]:
         wanted = Settings.from_query(job, self.shelf.names[0])
         yield {"status": views.working("Getting ready")}
         model = self.shelf.get(wanted.model)
         settings = model.complete(wanted)
-        started, fresh = time.monotonic(), False
+        started, worked, fresh = time.monotonic(), [0.0, 0.0], False
         arms: list[Arm] = []
-        try:
-            for ssg in (None, settings.guidance()):
-                for news in self.studio.draw(model, settings, ssg, ticket, frames=frames):
-                    if isinstance(news, Arm):
-                        arms.append(news)
-                    else:
-                        fresh = True
-                        yield self._underway(visit, model, settings, arms, news)
-        except Cancelled:
-            if visit.job in ("", job):  # else something newer is on its way, and says so
-                yield self._cancelled(visit)
-            return
+        for news in self._make(model, settings, (None, settings.guidance()), ticket, frames=frames):
+            if isinstance(news, Arm):
+                arms.append(news)
+            elif isinstance(news, Waiting):
+                yield {"status": views.working(f"Waiting for its turn, with {news.ahead} before it")}
+                started = time.monotonic()
+            else:
+                fresh, worked[len(arms)] = True, news.seconds
+                slow = self._turn_off(visit, model, sum(worked))
+                yield {**self._underway(visit, model, settings, arms, news), **slow}
         shown = Shown(settings, arms[0], arms[1], model.schedule(settings).grids)
         visit.shown, visit.strip = shown, []
         visit.chosen = min(visit.chosen, len(arms[0].images) - 1)
@@ -163,14 +225,48 @@ class Desk:
         visit.remember(_entry(shown, visit.chosen, query))
         count = len(settings.wanted)
         took = f"in {time.monotonic() - started:.1f} s" if fresh else "as drawn before"
-        said = f"{count} picture{'s' * (count > 1)}, each without and with SSG, {took}"
+        visit.said, visit.done = (
+            f"{count} picture{'s' * (count > 1)}, each without and with SSG, {took}",
+            True,
+        )
+        note = f".{_TURNED_OFF}" if sum(worked) > self.slow and not visit.live else ""
         yield {
-            "status": views.ready(said),
+            "status": views.ready(visit.said + note),
             **self.show(visit, view),
             "link": query,
             "python": recipes.as_python(model, settings),
             "command": recipes.as_command(model, settings),
         }
+
+    def _make(
+        self,
+        model: Model,
+        settings: Settings,
+        wanted: Sequence[ScaledSpatialGuidance | None],
+        ticket: threading.Event,
+        *,
+        frames: bool,
+    ) -> Iterator[Waiting | Step | Arm]:
+        """The pictures with each guidance: at once where all are kept, and else when their turn has come."""
+        kept = [self.studio.kept(model, settings, ssg, frames=frames) for ssg in wanted]
+        found = [arm for arm in kept if arm is not None]
+        if len(found) == len(wanted):
+            yield from found
+            return
+        with self.studio.line.place() as place:
+            for ahead in place.wait(ticket):
+                yield Waiting(ahead)
+            for ssg in wanted:
+                yield from self.studio.draw(model, settings, ssg, ticket, frames=frames)
+
+    def _turn_off(self, visit: Visit, model: Model, seconds: float) -> Changes:
+        """Not every change is drawn any more where that takes long; once, since who insists may have it."""
+        name = model.offer.name
+        if not visit.live or seconds <= self.slow or name in visit.slow:
+            return {}
+        visit.slow.add(name)
+        visit.live = False
+        return {"live": Update(value=False)}
 
     def draw_strip(self, visit: Visit) -> Iterator[Changes]:
         """The pictures of the page at several strengths."""
@@ -179,19 +275,21 @@ class Desk:
         found: list[tuple[str, str, list[Any]]] = []
         arms = strengths(shown.settings)
         try:
-            for number, (name, value, ssg) in enumerate(arms):
-                for news in self.studio.draw(model, shown.settings, ssg, ticket, frames=False):
-                    if isinstance(news, Arm):
-                        found.append((name, value, news.images))
-                    else:
-                        done, total = number * news.total + news.done, len(arms) * news.total
-                        yield {"status": views.working(f"Strip: {name}", done, total)}
+            for news in self._make(model, shown.settings, [ssg for _, _, ssg in arms], ticket, frames=False):
+                name, value, _ = arms[min(len(found), len(arms) - 1)]
+                if isinstance(news, Arm):
+                    found.append((name, value, news.images))
+                elif isinstance(news, Waiting):
+                    yield {"status": views.working(f"Strip: waiting, with {news.ahead} before it")}
+                else:
+                    done, total = len(found) * news.total + news.done, len(arms) * news.total
+                    yield {"status": views.working(f"Strip: {name}", done, total)}
         except Cancelled:
             if visit.shown is shown and visit.job == job:
                 yield self._cancelled(visit)
             return
         visit.strip = found
-        yield {"status": views.ready("The strip is drawn."), "strip": _strip(visit)}
+        yield {"status": views.ready("The strip is drawn."), "strip": strip_of(visit)}
 
     def _underway(
         self, visit: Visit, model: Model, settings: Settings, arms: Sequence[Arm], step: Step
@@ -216,14 +314,15 @@ class Desk:
 
     def _cancelled(self, visit: Visit) -> Changes:
         """What was there before."""
-        before = visit.shown
+        before, visit.said = visit.shown, visit.said or _CANCELLED
         slider = views.finished_slider(before, visit.chosen) if before else views.waiting_slider((1, 1))
-        return {"status": views.ready("Cancelled."), "slider": slider}
+        return {"status": views.ready(_CANCELLED), "slider": slider}
 
     def cancel(self, visit: Visit) -> Changes:
         """Stop what is being drawn, or waits to be."""
         visit.stop()
-        return {"status": views.ready("Cancelled.")}
+        visit.said = visit.said or _CANCELLED
+        return {"status": views.ready(_CANCELLED)}
 
     # ------------------------------------------------------------------ looking
 
@@ -243,7 +342,7 @@ class Desk:
             "thumbs": views.thumbs(shown, index),
             "film": views.film(shown, index),
             "curves": views.curves(shown, index),
-            "strip": _strip(visit),
+            "strip": strip_of(visit),
             "gallery": views.gallery([(e.plain, e.guided, e.caption) for e in visit.gallery]),
             **self._files(visit),
         }
@@ -269,29 +368,6 @@ class Desk:
             self.files.save_png(arm.images[index], visit.folder / name, settings)
             found[part] = Update(value=str(visit.folder / name), interactive=True)
         return found
-
-
-def strengths(settings: Settings) -> list[tuple[str, str, ScaledSpatialGuidance | None]]:
-    """Names, values and guidance of the strip. Where strengths are given per step, all are multiplied."""
-    ssg, several = settings.ssg or (0.0,), len(settings.ssg or ()) > 1
-    shares = sorted({*STRIP, *(() if several else ssg)})
-    found: list[tuple[str, str, ScaledSpatialGuidance | None]] = []
-    for share in shares:
-        scaled = tuple(share * beta for beta in ssg) if several else (share,)
-        name = f"× {as_text(share)}" if several else f"β {as_text(share)}"
-        guided = replace(settings, ssg=scaled).guidance() if share else None
-        found.append((name, "" if several else as_text(share), guided))
-    return found
-
-
-def _strip(visit: Visit) -> str:
-    if not visit.strip or visit.shown is None:
-        return ""
-    settings = visit.shown.settings
-    current = "" if len(settings.ssg or ()) > 1 else as_text((settings.ssg or (0.0,))[0])
-    entries = [(name, value, images[visit.chosen]) for name, value, images in visit.strip]
-    hint = "" if len(settings.ssg or ()) > 1 else " Choose one to take its β."
-    return views.strip(entries, current, f"{visit.shown.caption(visit.chosen)}, from the same noise.{hint}")
 
 
 def _entry(shown: Shown, index: int, query: str) -> Entry:

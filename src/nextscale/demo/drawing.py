@@ -7,6 +7,7 @@ generator here. To stop, the callback raises, so that the loop ends at the next 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
+from nextscale.demo.line import Line
 from nextscale.demo.models import Model
 from nextscale.demo.pictures import data_uri, thumbnail
 from nextscale.demo.settings import Settings
@@ -51,19 +53,47 @@ class Arm:
 
 @dataclass(frozen=True)
 class Step:
-    """A step that has just been made: how many are done, of how many, and the pictures so far, if wanted."""
+    """A step that has just been made: how many are done, of how many, and the pictures so far, if wanted.
+
+    seconds: how long the machine has worked on these pictures so far; what else it did meanwhile, or how long
+        they waited, does not count where that can be told, which is on CPUs.
+    """
 
     done: int
     total: int
     frames: list[str]
+    seconds: float
 
 
 class Studio:
-    """Draws one batch after the other, whoever asks, and remembers the last ones."""
+    """Draws one batch after the other, whoever asks, and remembers the last ones.
+
+    line: where to wait before drawing, so that who came first is served first.
+    """
 
     def __init__(self) -> None:
+        self.line = Line()
         self._turn = threading.Lock()
         self._arms: OrderedDict[Any, Arm] = OrderedDict()
+        self._at_arms = threading.Lock()
+
+    def kept(
+        self, model: Model, settings: Settings, ssg: ScaledSpatialGuidance | None, *, frames: bool = True
+    ) -> Arm | None:
+        """The pictures, if they were drawn lately. frames: whether they are of use only with every step."""
+        key = _key(model, settings, ssg)
+        with self._at_arms:
+            for name in ((key, True), (key, False))[: 1 if frames else 2]:
+                if name in self._arms:
+                    self._arms.move_to_end(name)
+                    return self._arms[name]
+        return None
+
+    def _keep(self, key: Any, arm: Arm) -> None:
+        with self._at_arms:
+            self._arms[key] = arm
+            while len(self._arms) > KEPT:
+                self._arms.popitem(last=False)
 
     def draw(
         self,
@@ -79,16 +109,10 @@ class Studio:
         settings: complete ones. frames: whether every step is shown too, which costs a pass of the decoder.
         Raises Cancelled soon after ``cancelled`` is set, and what the pipeline raises.
         """
-        key = (model.offer.name, settings.to_query("of"), ssg and repr(ssg), frames)
-        if ssg is None:  # its pictures do not depend on how strong guidance would be
-            key = (*key[:1], settings.changed(ssg=0.0, ssg_schedule="constant").to_query("of"), *key[2:])
-        known = self._arms.get(key)
+        known = self.kept(model, settings, ssg, frames=frames)
         if known is None:
             known = yield from self._draw(model, settings, ssg, cancelled, frames)
-            self._arms[key] = known
-        self._arms.move_to_end(key)
-        while len(self._arms) > KEPT:
-            self._arms.popitem(last=False)
+            self._keep((_key(model, settings, ssg), frames), known)
         yield known
 
     def _draw(
@@ -124,6 +148,13 @@ class Studio:
             abandoned.set()  # whoever asked may be gone in the middle
 
 
+def _key(model: Model, settings: Settings, ssg: ScaledSpatialGuidance | None) -> Any:
+    """What the pictures depend on."""
+    if ssg is None:  # not on how strong guidance would be
+        settings = settings.changed(ssg=0.0, ssg_schedule="constant")
+    return model.offer.name, settings.to_query("of"), ssg and repr(ssg)
+
+
 def _next(said: SimpleQueue[Any], thread: threading.Thread) -> Any:
     while True:
         try:
@@ -148,12 +179,17 @@ class _Watcher:
         self.wants_frames = frames
         steps, size = model.schedule(settings).num_steps, model.batch_size
         self.steps, self.batches = steps, -(-len(settings.wanted) // size)
-        self.observer = ResidualObserver(settings.prior, settings.norm, settings.remember, betas=(0.0,))
+        shape = settings.shape
+        self.observer = ResidualObserver(shape["prior"], shape["norm"], shape["remember"], betas=(0.0,))
         self.frames: list[list[list[str]]] = []  # of every batch, of every step
+        # Of this thread alone where it does the work itself: a busy machine does not make a model a slow one.
+        self.clock = time.thread_time if model.pipe.device.type == "cpu" else time.monotonic
+        self.began = 0.0
 
     def run(self, ssg: ScaledSpatialGuidance | None) -> Arm:
         model, settings = self.model, self.settings
         self._stop_if_asked()
+        self.began = self.clock()
         out = model.pipe(
             model.subjects_for_call(settings),
             seed=settings.seeds,
@@ -181,7 +217,8 @@ class _Watcher:
         batch[info.index :] = [frames]
         before = [""] * sum(len(done[-1]) for done in self.frames[:-1])
         done = (len(self.frames) - 1) * self.steps + info.index + 1
-        self.said.put(Step(done, self.batches * self.steps, [*before, *frames]))
+        seconds = self.clock() - self.began
+        self.said.put(Step(done, self.batches * self.steps, [*before, *frames], seconds))
 
     def _look(self, info: StepInfo) -> list[str]:
         decode = self.model.pipe.tokenizer.decode_latent

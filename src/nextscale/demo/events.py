@@ -15,14 +15,16 @@ from nextscale.demo.controls import NAMES, Update
 from nextscale.demo.desk import Changes, Desk, View
 from nextscale.demo.drawing import out_of_memory
 from nextscale.demo.visits import Visit
-from nextscale.errors import NextscaleError
+from nextscale.errors import InvalidArgumentError, SamplingError
 
-DRAWING = "drawing"  # what has this name happens one after the other, for all visitors together
-AT_ONCE = 16  # everything else is answered side by side
+AT_ONCE = 16  # of each kind of request are answered side by side
+# Those that draw wait in the studio's line, and not at all if there is nothing left to draw.
+THREADS = bounds.QUEUE + 4 * AT_ONCE
 
-# Controls that are read when they are used, and those where typing has to end first.
+# Controls that are read when they are used, and those where typing has to end first. What is typed into a
+# list of choices, or removed from it, gradio calls a change and no input.
 CHOSEN = (
-    "classes", "count", "prior", "norm", "remember", "sampler", "more_smooth", "residual", "aspect_ratio",
+    "count", "prior", "norm", "remember", "sampler", "more_smooth", "residual", "aspect_ratio",
     "pixels",
 )  # fmt: skip
 # Parts that the server reads or listens to, and never changes.
@@ -52,7 +54,6 @@ class Connection:
     def __init__(self, parts: Mapping[str, Any], desk: Desk) -> None:
         self.parts, self.desk = parts, desk
         self.outputs = [part for name, part in parts.items() if name not in UNCHANGED]
-        self.lane = {"concurrency_id": DRAWING, "concurrency_limit": 1}
 
     def connect(self, blocks: Any) -> None:
         desk, parts = self.desk, self.parts
@@ -71,10 +72,13 @@ class Connection:
         )
         self.on([parts["model"].select], desk.switch, ["model", "count", "seed"])
         moved = [parts[n].input for n in CHOSEN] + [parts[n].submit for n in TYPED]
-        moved += [parts[n].blur for n in TYPED] + [parts["beta"].input]
+        moved += [parts[n].blur for n in TYPED] + [parts["beta"].input, parts["classes"].change]
+        moved += [parts["picture"].clear]  # with what was said about it
         self.on(moved, self.changed, ["live", *controls], trigger_mode="always_last")
+        self.on([parts["live"].input], self.switched, ["live", *controls])
         self.on([parts["go"].click], self.pressed, controls)
         self.on([parts["reseed"].click], self.reseeded, ["live", *controls])
+        self.on([parts["frames"].input], desk.reframe, ["frames"])
         self.on([parts["cancel"].click], desk.cancel)
         self.on([parts["picture"].upload], desk.open, ["picture"])
         self.on([parts["draw_strip"].click], desk.draw_strip, slow=True)
@@ -94,12 +98,20 @@ class Connection:
         )
 
     def changed(self, visit: Visit, live: Any, *values: Any) -> Changes:
-        return self.desk.change(visit, dict(zip(NAMES, values, strict=True)), draw=bool(live))
+        visit.live = bool(live)
+        return self.desk.change(visit, dict(zip(NAMES, values, strict=True)), draw=visit.live)
 
     def pressed(self, visit: Visit, *values: Any) -> Changes:
-        return self.changed(visit, True, *values)
+        return self.desk.change(visit, dict(zip(NAMES, values, strict=True)), draw=True, pressed=True)
+
+    def switched(self, visit: Visit, live: Any, *values: Any) -> Changes:
+        visit.live = bool(live)  # on: what waits for the button is drawn
+        return self.desk.change(
+            visit, dict(zip(NAMES, values, strict=True)), draw=visit.live, pressed=visit.live
+        )
 
     def reseeded(self, visit: Visit, live: Any, *values: Any) -> Changes:
+        visit.live = bool(live)
         return self.desk.reseed(visit, dict(zip(NAMES, values, strict=True)), draw=bool(live))
 
     def differ(self, visit: Visit, kind: Any, gain: Any) -> Changes:
@@ -121,7 +133,7 @@ class Connection:
     ) -> None:
         """Let triggers call a method with the visit and the values of some parts. slow: it draws."""
         usual = {"show_progress": "hidden", "api_visibility": "private"}
-        queue = self.lane if slow else {"concurrency_limit": AT_ONCE}
+        queue = {"concurrency_limit": None if slow else AT_ONCE}
         given = [self.parts[name] for name in inputs or []]
         gr.on(triggers, self._handler(method), given, self.outputs, **{**usual, **queue, **options})
 
@@ -179,10 +191,14 @@ class Connection:
 
 
 def _said(problem: Exception) -> Changes:
-    """A message for the page. What is not the visitor's doing is explained in the terminal alone."""
+    """A message for the page, in place of what is going on, whose next step leaves the message there.
+
+    What is not the visitor's doing is explained in the terminal alone: it may name files.
+    """
     known = out_of_memory(problem) or problem
-    if isinstance(known, NextscaleError):
-        return {"status": views.problem(str(known))}
-    print("error: the page could not do something:", file=sys.stderr)
-    traceback.print_exception(problem)
-    return {"status": views.problem("Something went wrong on the server; its terminal says what.")}
+    said = str(known)
+    if not isinstance(known, InvalidArgumentError | SamplingError):
+        print("error: the page could not do something:", file=sys.stderr)
+        traceback.print_exception(problem)
+        said = "Something went wrong on the server; its terminal says what."
+    return {"problem": views.problem(said), "status": ""}

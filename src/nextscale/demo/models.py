@@ -141,8 +141,9 @@ class Model:
             filled["aspect_ratio"] = settings.aspect_ratio or "1:1"
             filled["pixels"] = settings.pixels or pipe.defaults["pixels"]
         if settings.ssg is None:
-            filled |= spread(default_ssg(pipe.defaults), self.schedule(settings).grids)
-        done = replace(settings, **filled)
+            own = settings.guidance().with_defaults(default_ssg(pipe.defaults))
+            filled |= spread(own, self.schedule(settings).grids)
+        done = replace(settings, model=self.offer.name, **filled)
         grids = self.schedule(done).grids
         done.guidance().betas(grids)  # raises unless strengths fit the steps
         _ = done.seeds
@@ -186,29 +187,50 @@ class Shelf:
     def __init__(self, offers: Sequence[Offer]) -> None:
         self.offers = {offer.name: offer for offer in offers}
         self._loaded: OrderedDict[str, Model] = OrderedDict()
-        self._lock = Lock()
+        # Loading may take minutes, during which those whose model is in memory do not wait.
+        self._lock, self._loading = Lock(), Lock()
 
     @property
     def names(self) -> list[str]:
         return list(self.offers)
 
     def get(self, name: str) -> Model:
-        """A model, loaded if it is not in memory.
+        """A model, loaded if it is not in memory. name: as the page has it, or as it was named at the start.
 
         Raises InvalidArgumentError for a name that is not on offer, whatever lies under it on the disk.
         """
-        if name not in self.offers:
-            raise InvalidArgumentError(
-                f"unknown model {shown(name)}; this page has {', '.join(self.offers)}, and others have to be "
-                f"named when it is started: nextscale demo --model NAME_OR_FOLDER"
-            )
+        name = self._known(name)
+        model = self._in_memory(name)
+        if model is None:
+            with self._loading:
+                model = self._in_memory(name) or self._load(name)
+        return model
+
+    def _known(self, name: str) -> str:
+        if name in self.offers:
+            return name
+        for known, offer in self.offers.items():
+            if dict(offer.source) == {"model": name}:
+                return known
+        raise InvalidArgumentError(
+            f"unknown model {shown(name)}; this page has {', '.join(self.offers)}, and others have to be "
+            f"named when it is started: nextscale demo --model NAME_OR_FOLDER"
+        )
+
+    def _in_memory(self, name: str) -> Model | None:
         with self._lock:
-            if name not in self._loaded:
-                while len(self._loaded) >= KEPT:
-                    self._loaded.popitem(last=False)
-                self._loaded[name] = Model(self.offers[name], self.offers[name].load())
-            self._loaded.move_to_end(name)
-            return self._loaded[name]
+            if name in self._loaded:
+                self._loaded.move_to_end(name)
+            return self._loaded.get(name)
+
+    def _load(self, name: str) -> Model:
+        with self._lock:
+            while len(self._loaded) >= KEPT:  # first, so that there is room
+                self._loaded.popitem(last=False)
+        model = Model(self.offers[name], self.offers[name].load())
+        with self._lock:
+            self._loaded[name] = model
+        return model
 
     def by_source(self, source: Mapping[str, Any]) -> str:
         """The name of the model that a picture says it was made with.

@@ -41,6 +41,9 @@ def from_picture(stored: Mapping[str, Any], shelf: Shelf) -> tuple[Settings, int
         if stored.get(name) not in usual:
             what = f"{name.replace('_', '-')} {bounds.shown(stored[name])}"
             raise InvalidArgumentError(f"this picture was made with {what}, {_NO_CONTROL}")
+    strengths = ((stored["ssg"] or {}).get("beta"), stored["guidance_scale"].get("scale"))
+    if any(isinstance(values, list) and values and isinstance(values[0], list) for values in strengths):
+        raise InvalidArgumentError(f"this picture was made with a strength for each picture, {_NO_CONTROL}")
     model = shelf.get(shelf.by_source(stored["source"]))
     pictures = stored.get("batch", stored)
     key = "labels" if model.draws_classes else "prompts"

@@ -8,11 +8,12 @@ from typing import Any
 import gradio as gr
 
 from nextscale.demo import views
-from nextscale.demo.controls import PER_STEP, controls_of
+from nextscale.demo.controls import LIVE, PER_STEP, Update, controls_of
 from nextscale.demo.desk import Desk
 from nextscale.demo.events import connect
 from nextscale.demo.pictures import DIFFERENCES, GAINS
 from nextscale.demo.settings import BUDGETS, NORMS, PRIORS, RATIOS, SAMPLERS, Settings
+from nextscale.demo.words import help_button, help_text
 from nextscale.guidance.ssg import REMEMBER
 
 TITLE = "nextscale: what Scaled Spatial Guidance does"
@@ -30,8 +31,17 @@ def asset(name: str) -> str:
 def theme() -> Any:
     """Plain, with fonts that are there already."""
     fonts = [[gr.themes.Font(name) for name in names] for names in (FONT, MONO)]
-    return gr.themes.Base(
+    plain = gr.themes.Base(
         primary_hue="orange", neutral_hue="slate", radius_size="md", font=fonts[0], font_mono=fonts[1]
+    )
+    faint, dark = "var(--ns-faint)", "var(--ns-faint)"  # which the style sheet has for light and for dark
+    return plain.set(
+        body_text_color_subdued=faint,
+        body_text_color_subdued_dark=dark,
+        block_info_text_color=faint,
+        block_info_text_color_dark=dark,
+        input_placeholder_color=faint,
+        input_placeholder_color_dark=dark,
     )
 
 
@@ -44,6 +54,7 @@ class Page:
         model = desk.shelf.get(desk.shelf.names[0])
         settings = model.complete(Settings(model.offer.name))
         self.first = controls_of(model, settings, desk.shelf.names)
+        self.first["live"] = Update(value=model.is_quick)
 
     def build(self) -> Any:
         """The page as gradio has it, not yet served."""
@@ -79,30 +90,32 @@ class Page:
                 control(name, gr.Dropdown, choices=list(known), label=label, min_width=120)
         with gr.Row(elem_id="ns-seeds", elem_classes="ns-tight"):
             control("seed", gr.Textbox, label="Seed", placeholder="7, or 7, 3, 12", max_lines=1, min_width=90)
-            control("count", gr.Number, label="Pictures each", precision=0, min_width=90)
+            control("count", gr.Number, label="Pictures each", min_width=90)
             add("reseed", gr.Button("New seeds", size="sm", min_width=90, elem_id="ns-reseed"))
         script = asset("beta.js").replace("PER_STEP", repr(PER_STEP))
-        frame = '<div class="ns-beta"></div>'
+        frame = f'<div class="ns-beta">{help_button("beta")}{help_text("beta")}</div>'
         control("beta", gr.HTML, html_template=frame, js_on_load=script, elem_id="ns-beta")
         with gr.Row(elem_classes="ns-tight"):
             add("go", gr.Button("Draw", variant="primary", min_width=120, elem_id="ns-draw"))
             add("cancel", gr.Button("Cancel", min_width=90, elem_id="ns-cancel"))
         with gr.Row(elem_classes="ns-tight ns-switches"):
-            control("live", gr.Checkbox, label="Draw at every change", container=False, min_width=150)
+            control("live", gr.Checkbox, label=LIVE, container=False, min_width=150)
             add("frames", gr.Checkbox(True, label="Show every scale", container=False, min_width=150))
         self._folded()
 
     def _folded(self) -> None:
         with gr.Accordion("What the prior is made of", open=False):
+            _explained("prior")
             self._choice("prior", PRIORS, "Prior", "How the step before is enlarged")
             self._choice("norm", NORMS, "Norm", "Normalisation of its cosine transform")
             self._choice("remember", REMEMBER, "Remembers", "The logits that the next prior is made from")
         with gr.Accordion("Sampling and classifier-free guidance", open=False):
+            _explained("sampling")
             with gr.Row(elem_classes="ns-tight"):
                 self._control("guidance_scale", gr.Number, label="CFG scale", min_width=110)
                 self._control("temperature", gr.Number, label="Temperature", min_width=110)
             with gr.Row(elem_classes="ns-tight"):
-                self._control("top_k", gr.Number, label="Top-k", precision=0, min_width=80)
+                self._control("top_k", gr.Number, label="Top-k", min_width=80)
                 self._control("top_p", gr.Number, label="Top-p", min_width=80)
                 self._control("min_p", gr.Number, label="Min-p", min_width=80)
             self._choice("sampler", SAMPLERS, "Sampler")
@@ -120,7 +133,9 @@ class Page:
 
     def _stage(self) -> None:
         add = self._add
-        add("status", gr.HTML(views.working("Opening"), elem_id="ns-status"))
+        with gr.Column(elem_id="ns-status"):
+            add("problem", gr.HTML())
+            add("status", gr.HTML(views.working("Opening")))
         with gr.Tabs(elem_id="ns-tabs"):
             with gr.Tab("Slider"):
                 add("slider", gr.HTML(views.waiting_slider((1, 1)), elem_id="ns-slider"))
@@ -143,30 +158,43 @@ class Page:
         add = self._add
         with gr.Column(elem_classes="ns-section"):
             gr.HTML(
-                '<h2>Every scale</h2><button type="button" class="ns-play" data-play>Play</button>',
-                elem_classes="ns-heading",
+                '<div class="ns-heading"><h2>Every scale</h2>'
+                '<button type="button" class="ns-play" data-play>Play</button>'
+                f"{help_button('scales')}</div>{help_text('scales')}"
             )
             add("film", gr.HTML(elem_id="ns-film"))
         with gr.Column(elem_classes="ns-section"):
-            gr.HTML("<h2>What the steps say</h2>", elem_classes="ns-heading")
+            _heading("What the steps say", "curves")
             add("curves", gr.HTML(elem_id="ns-curves"))
         with gr.Column(elem_classes="ns-section"):
-            gr.HTML("<h2>Over β</h2>", elem_classes="ns-heading")
+            _heading("Over β", "strip")
             add("draw_strip", gr.Button("Draw this picture at several β", size="sm", elem_id="ns-draw-strip"))
             add("strip", gr.HTML(js_on_load=_clicks("beta"), elem_id="ns-strip"))
         with gr.Column(elem_classes="ns-section"):
-            gr.HTML("<h2>These pictures elsewhere</h2>", elem_classes="ns-heading")
+            _heading("These pictures elsewhere")
             add("address", gr.Textbox(label="Link", interactive=False, buttons=["copy"], elem_id="ns-link"))
-            with gr.Row():
+            with gr.Row(elem_id="ns-code"):
                 code = {"interactive": False, "wrap_lines": True, "buttons": ["copy"]}
                 code |= {"show_line_numbers": False, "lines": 8}
                 add("python", gr.Code(language="python", label="As Python", elem_id="ns-python", **code))
                 add("command", gr.Code(language="shell", label="As commands", elem_id="ns-command", **code))
         with gr.Column(elem_classes="ns-section"):
-            gr.HTML("<h2>This visit</h2>", elem_classes="ns-heading")
+            _heading("This visit")
             add("gallery", gr.HTML(views.gallery([]), js_on_load=_clicks("entry"), elem_id="ns-gallery"))
         for name in ("job", "link", "arrival"):
             add(name, gr.Textbox(elem_id=f"ns-{name}", **_HIDDEN))
+
+
+def _heading(text: str, help_: str = "") -> None:
+    """A heading of a section, with a question mark where its words need one."""
+    marks = (help_button(help_), help_text(help_)) if help_ else ("", "")
+    gr.HTML(f'<div class="ns-heading"><h2>{text}</h2>{marks[0]}</div>{marks[1]}')
+
+
+def _explained(name: str) -> None:
+    """A question mark at the beginning of a group of controls."""
+    about = '<span class="ns-note">What these words mean</span>'
+    gr.HTML(f'<div class="ns-heading ns-about">{about}{help_button(name)}</div>{help_text(name)}')
 
 
 def _clicks(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nextscale.demo.models import Model
-from nextscale.demo.settings import Settings, as_text
+from nextscale.demo.settings import SHAPE, Settings, as_text
 from nextscale.guidance.ssg import ScaledSpatialGuidance
 
 WITHOUT, WITH = "without.png", "with.png"
@@ -28,8 +28,8 @@ def as_command(model: Model, settings: Settings) -> str:
         is_switch = isinstance(value, bool)
         words += [f"--{'' if value else 'no-'}{flag}"] if is_switch else _option(flag, as_text(value))
     guided = ["--ssg", as_text(settings.guidance().beta)]
-    for flag, value, usual in _shape(settings):
-        guided += [f"--{flag}", value] if value != usual else []
+    for name, value in settings.shape.items():
+        guided += _option(name.replace("_", "-"), value) if value != SHAPE[name] else []
     lines = [[*words, "--output", WITHOUT], [*words, *guided, "--output", WITH]]
     return "\n".join(shlex.join(line) for line in lines)
 
@@ -61,15 +61,6 @@ def as_python(model: Model, settings: Settings) -> str:
 def _said(model: Model, settings: Settings) -> dict[str, Any]:
     given = model.call_arguments(settings)
     return {name: value for name, value in given.items() if _USUAL.get(name) != value}
-
-
-def _shape(settings: Settings) -> list[tuple[str, str, str]]:
-    return [
-        ("ssg-schedule", settings.ssg_schedule, "constant"),
-        ("prior", settings.prior, "dse"),
-        ("norm", settings.norm, "ortho"),
-        ("remember", settings.remember, "unguided"),
-    ]
 
 
 def _guidance(ssg: ScaledSpatialGuidance) -> str:

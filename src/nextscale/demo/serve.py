@@ -67,12 +67,14 @@ def serve(
     *,
     host: str = HOST,
     port: int | None = None,
+    root_path: str | None = None,
     ready: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serve the page until it is interrupted.
 
     offers: the models it has; the first is the one it opens with. files: how PNG files are written and read.
-    port: ``None`` takes the first free one from :data:`PORT` on. ready: told the address once the page is up.
+    port: ``None`` takes the first free one from :data:`PORT` on. root_path: ``"/a/b"``, where a proxy shows
+    the page, whether it takes that off what it passes on or not. ready: told the address once the page is up.
 
     Raises MissingDependencyError without gradio, and InvalidArgumentError if the address cannot be had.
     """
@@ -80,7 +82,7 @@ def serve(
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
         blocks = build(offers, files, Path(folder) / "pictures")
         stay_offline()
-        address = _launch(blocks, host, port, Path(folder))
+        address = _launch(blocks, host, port, root_path, Path(folder))
         ready(address)
         try:
             _end_asked_for().wait()  # or Ctrl+C
@@ -96,7 +98,8 @@ def _end_asked_for() -> threading.Event:
     return asked
 
 
-def _launch(blocks: Any, host: str, port: int | None, folder: Path) -> str:
+def _launch(blocks: Any, host: str, port: int | None, root_path: str | None, folder: Path) -> str:
+    from nextscale.demo.events import THREADS
     from nextscale.demo.page import asset, theme
 
     icon = folder / "favicon.svg"
@@ -107,6 +110,8 @@ def _launch(blocks: Any, host: str, port: int | None, folder: Path) -> str:
         _, address, _ = blocks.launch(
             server_name=host,
             server_port=port,
+            root_path=root_path,
+            max_threads=THREADS,
             prevent_thread_lock=True,
             quiet=True,
             inbrowser=False,

@@ -7,6 +7,7 @@ In the URL they go by the names of the command line's options, so that a link re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -25,6 +26,15 @@ SAMPLERS: tuple[str, ...] = ("paired", "greedy")
 """Of the library's samplers those that draw a picture again from its seed, whatever is drawn beside it."""
 RATIOS: tuple[str, ...] = ("1:1", "4:3", "3:4", "3:2", "2:3", "16:9", "9:16", "2:1", "1:2")
 BUDGETS: tuple[str, ...] = ("0.06M", "0.25M", "0.60M", "1M")
+SHAPE: Mapping[str, Any] = {
+    "ssg_schedule": "constant",
+    "prior": "dse",
+    "norm": "ortho",
+    "remember": "unguided",
+}
+"""What a strength is shaped by where nothing else is said."""
+OFF, DEFAULT = ("off", "none"), "default"
+"""The words for a strength that the command line has, too: no guidance, and the model's own."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,8 @@ class Settings:
 
     subjects: classes, by name or number as text, or prompts; each is drawn ``count`` times.
     seed: one number, which the pictures count up from, or one for each.
-    ssg: one strength, which the schedule spreads over the steps, or one per step.
+    ssg: one strength, which the schedule spreads over the steps, or one per step; with it, schedule, prior,
+        norm and remember are those of the library where nothing else is said.
     ``None``: what the model has as its default.
     """
 
@@ -42,10 +53,10 @@ class Settings:
     count: int | None = None
     seed: tuple[int, ...] = (0,)
     ssg: tuple[float, ...] | None = None
-    ssg_schedule: ScheduleName = "constant"
-    prior: PriorKind = "dse"
-    norm: Norm = "ortho"
-    remember: Remember = "unguided"
+    ssg_schedule: ScheduleName | None = None
+    prior: PriorKind | None = None
+    norm: Norm | None = None
+    remember: Remember | None = None
     guidance_scale: float | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -65,7 +76,12 @@ class Settings:
                 f"{pictures} pictures are more than the {bounds.PICTURES} that one page draws; "
                 f"take fewer subjects or fewer pictures of each"
             )
-        if self.ssg is not None and len(self.ssg) > 1 and self.ssg_schedule != "constant":
+        if self.ssg is None:
+            return
+        for name, usual in SHAPE.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, usual)
+        if len(self.ssg) > 1 and self.ssg_schedule != "constant":
             raise InvalidArgumentError("ssg-schedule shapes a single strength, but ssg is given per step")
 
     @property
@@ -78,12 +94,16 @@ class Settings:
         """One per picture. Raises InvalidArgumentError if they do not fit the number of pictures."""
         return resolve_seeds(self.seed if len(self.seed) > 1 else self.seed[0], len(self.wanted))
 
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What shapes the strength, by name; nothing is open."""
+        return {name: getattr(self, name) or usual for name, usual in SHAPE.items()}
+
     def guidance(self) -> ScaledSpatialGuidance:
-        """SSG as set here; the model's own where no strength is."""
-        if self.ssg is None:
-            return ScaledSpatialGuidance()
+        """SSG as set here; where no strength is, what is open is the model's own."""
+        ssg = self.ssg
         return ScaledSpatialGuidance(
-            self.ssg if len(self.ssg) > 1 else self.ssg[0],
+            ssg if ssg is None or len(ssg) > 1 else ssg[0],
             schedule=self.ssg_schedule,
             prior=self.prior,
             norm=self.norm,
@@ -96,6 +116,7 @@ class Settings:
         """``"?model=…&label=…"``, without what is as usual. key: ``"label"`` or ``"prompt"``."""
         pairs = [("model", self.model), *((key, subject) for subject in self.subjects)]
         usual = {field.name: field.default for field in fields(self)}
+        usual |= SHAPE if self.ssg is not None else {}
         for name in _READ:
             value = getattr(self, name)
             if value is not None and (name in _ALWAYS or value != usual[name]):
@@ -148,19 +169,26 @@ def _line(value: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in value).split())
 
 
-def _strengths(value: Any) -> tuple[float, ...]:
+def _strengths(value: Any) -> tuple[float, ...] | None:
+    if value == DEFAULT:
+        return None
+    if value in OFF:
+        return (0.0,)
     parts = value.split(",") if isinstance(value, str) else value
     if isinstance(parts, int | float):
         parts = [parts]
     if not isinstance(parts, Sequence) or not 1 <= len(parts) <= bounds.STEPS:
         raise InvalidArgumentError(
-            f"ssg is a number, or one per step with commas between; got {bounds.shown(value)}"
+            f"ssg is a number, one per step with commas between, {DEFAULT} or {OFF[0]}; "
+            f"got {bounds.shown(value)}"
         )
-    return tuple(bounds.number(part, "ssg", 0.0, bounds.BETA) for part in parts)
+    words = f", {DEFAULT} or {OFF[0]}" if isinstance(value, str) and len(parts) == 1 else ""
+    return tuple(bounds.number(part, "ssg", 0.0, bounds.BETA, words) for part in parts)
 
 
 def _seeds(value: Any) -> tuple[int, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
+    # 7, 3 and 7,3 and 7 3 are two seeds; no reading makes 73 of them.
+    parts = re.split(r"\s*,\s*|\s+", value.strip()) if isinstance(value, str) else value
     if isinstance(parts, int | float):
         parts = [parts]
     if not isinstance(parts, Sequence) or not 1 <= len(parts) <= bounds.PICTURES:
@@ -171,10 +199,8 @@ def _seeds(value: Any) -> tuple[int, ...]:
     return tuple(bounds.whole(part, "seed", 0, SEED_LIMIT - 1) for part in parts)
 
 
-def _switch(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    return bounds.one_of(value, "choice", ("on", "off")) == "on"
+def _switch(name: str) -> Callable[[Any], bool]:
+    return lambda v: v if isinstance(v, bool) else bounds.one_of(v, name, ("on", "off")) == "on"
 
 
 def _optional(known: tuple[str, ...], name: str) -> Callable[[Any], str]:
@@ -191,8 +217,8 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "top_p": lambda v: bounds.number(v, "top-p", 0.0, 1.0),
     "min_p": lambda v: bounds.number(v, "min-p", 0.0, 1.0),
     "sampler": lambda v: bounds.one_of(v, "sampler", SAMPLERS),
-    "more_smooth": _switch,
-    "residual": _switch,
+    "more_smooth": _switch("more-smooth"),
+    "residual": _switch("residual"),
     "negative_prompt": lambda v: _line(bounds.text(v, "negative-prompt")),
     "aspect_ratio": _optional(RATIOS, "aspect-ratio"),
     "pixels": _optional(BUDGETS, "pixels"),

@@ -28,6 +28,11 @@ class Shown:
     guided: Arm
     grids: tuple[Grid, ...]
 
+    @property
+    def has_frames(self) -> bool:
+        """Whether every step was kept of both."""
+        return all(arm.frames and bool(arm.frames[0]) for arm in (self.plain, self.guided))
+
     def caption(self, index: int) -> str:
         """``"horse · seed 3"``."""
         return f"{self.settings.wanted[index]} · seed {self.settings.seeds[index]}"
@@ -130,7 +135,7 @@ def _thumb(shown: Shown, index: int, chosen: int) -> str:
 
 def film(shown: Shown, index: int) -> str:
     """Every scale of one picture, both ways."""
-    if not shown.plain.frames or not shown.plain.frames[0]:
+    if not shown.has_frames:
         return '<p class="ns-note">Turn on “Show every scale” to see the picture grow.</p>'
     rows = [("without SSG", "ns-a", shown.plain), (strength(shown.settings), "ns-b", shown.guided)]
     head = "".join(f"<th scope='col'>{name}</th>" for name in grid_names(shown.grids))
@@ -149,13 +154,12 @@ def film(shown: Shown, index: int) -> str:
 
 
 def strip(entries: Sequence[tuple[str, str, Image]], current: str, caption: str) -> str:
-    """The same picture at several strengths. entries: name, value, and picture of each; value "" can only be
-    looked at."""
+    """The same picture at several strengths. entries: name, value as a URL has it, and picture of each."""
     if not entries:
         return ""
     figures = "".join(
         f'<button type="button" class="ns-beta-picture" data-beta="{escape(value)}" '
-        f'aria-pressed="{str(value == current).lower()}"{"" if value else " disabled"}>'
+        f'title="β {escape(value.replace(",", ", "))}" aria-pressed="{str(value == current).lower()}">'
         f'<img class="{_sharp(image.size).strip()}" alt="" '
         f'src="{pictures.data_uri(pictures.thumbnail(image, PIXELS))}">{escape(name)}</button>'
         for name, value, image in entries

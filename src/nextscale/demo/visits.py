@@ -28,25 +28,50 @@ class Entry:
 class Visit:
     """One open page.
 
-    folder: for the files to download. job: the newest thing it asked for. shown, chosen: what it shows, and
-    which picture of it large. strip: name, value and pictures of several strengths.
+    folder: for the files to download. job: the newest thing it asked for. done: whether that is drawn. said:
+    what there is to say of it; empty while it is drawn or waits to be. refused: why it could not be drawn.
+    shown, chosen: what the page shows, and which picture of it large. strip: name, value and pictures of
+    several strengths. model: the one it uses. live: whether every change is drawn. slow: models for which
+    that was turned off, once; who turns it on again means it.
     """
 
     folder: Path
     job: str = ""
     jobs: int = 0
+    done: bool = False
+    said: str = ""
+    refused: Exception | None = None
     ticket: threading.Event = field(default_factory=threading.Event)
     shown: Shown | None = None
     chosen: int = 0
     strip: list[tuple[str, str, list[Any]]] = field(default_factory=list)
     gallery: list[Entry] = field(default_factory=list)
+    model: str = ""
+    live: bool = True
+    slow: set[str] = field(default_factory=set)
+
+    @property
+    def query(self) -> str:
+        """The settings of the newest thing it asked for, as a URL has them."""
+        return self.job.partition("#")[0]
 
     def want(self, query: str) -> str:
         """Ask for something new: what is being drawn stops. Returns its name, unlike all before it."""
         self.stop()
         self.jobs += 1
+        self.done, self.said, self.refused = False, "", None
         self.job, self.ticket = f"{query}#{self.jobs}", threading.Event()
         return self.job
+
+    def rest(self, query: str, said: str) -> None:
+        """Have settings that nobody asked to draw yet. said: what the visitor reads then."""
+        self.stop()
+        self.job, self.done, self.said, self.refused = query, False, said, None
+
+    @property
+    def rests(self) -> bool:
+        """Whether the newest thing it asked for is neither drawn, nor being drawn, nor waits to be."""
+        return not self.done and bool(self.said or self.refused)
 
     def begin(self) -> threading.Event:
         """A ticket for work that is not named by a job; set once it is to stop."""

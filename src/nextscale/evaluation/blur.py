@@ -18,6 +18,7 @@ from nextscale.errors import InvalidArgumentError
 from nextscale.evaluation.images import Images
 from nextscale.evaluation.metrics import frechet_distance
 from nextscale.evaluation.moments import Gaussian, Moments
+from nextscale.evaluation.rows import check_finite
 
 DETAIL_SIGMAS = (0.5, 1.0, 2.0)
 """Of the detail fraction, in pixels."""
@@ -64,6 +65,7 @@ def detail_fraction(images: Tensor, sigma: float) -> Tensor:
     images: uint8 or float ``(B, C, H, W)``. The mean is that of each channel, the norms are over all of them.
     Returns float64 ``(B,)``; 0 for a picture of one colour.
     """
+    check_finite(images, "pictures")
     pixels = images.double().cpu()
     lost = (pixels - gaussian_blur(pixels, sigma)).square().sum((1, 2, 3))
     whole = (pixels - pixels.mean((2, 3), keepdim=True)).square().sum((1, 2, 3))

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.evaluation.features import for_kernel
 from nextscale.evaluation.figures import NAMES, OTHERS
 from nextscale.evaluation.intervals import mean, paired_difference
 from nextscale.evaluation.metrics import frechet_distance, frechet_infinity
@@ -33,6 +34,7 @@ from nextscale.evaluation.moments import Gaussian, Moments
 from nextscale.evaluation.neighbours import manifold_scores, squared_radii
 from nextscale.evaluation.protocol import Protocol
 from nextscale.evaluation.reference import MeasuredReference
+from nextscale.evaluation.rows import check_finite
 from nextscale.evaluation.shards import Shards
 from nextscale.evaluation.sweep_file import SEED_STEP
 from nextscale.guidance.ssg import ScaledSpatialGuidance
@@ -132,7 +134,8 @@ class RealSide:
         if reference is None or reference.features is None:
             return None
         features, k = reference.features, protocol.rules.density_k
-        kernel = float(_kernel_means(features, features, itself=True).mean())
+        scaled = for_kernel(features, protocol.features)
+        kernel = float(_kernel_means(scaled, scaled, itself=True).mean())
         enough = len(features) > max(k, protocol.rules.k)
         return cls(kernel, squared_radii(features, (k,))[0] if enough else None)
 
@@ -161,7 +164,8 @@ def arm_figures(
     if reference is not None and reference.features is not None:
         side = real or RealSide.of(reference, protocol)
         if side is not None:
-            found[names["kernel"]] = _kernel(features, reference.features, side.kernel)
+            pair = [for_kernel(x, protocol.features) for x in (features, reference.features)]
+            found[names["kernel"]] = _kernel(pair[0], pair[1], side.kernel)
             found |= _neighbours(features, reference.features, side.dense, protocol)
     if generated.has("logits"):
         found |= _logits(generated.tensor("logits"), names["score"], protocol)
@@ -291,9 +295,16 @@ def difference(
     level: float = 0.95,
     seed: int = 0,
 ) -> Gap:
-    """One figure of an arm minus that of the base, each given for the same sets in the same order."""
+    """One figure of an arm minus that of the base, each given for the same sets in the same order.
+
+    Raises InvalidArgumentError for other sets, and for figures that are NaN or infinite.
+    """
     if len(arm) != len(base) or not arm:
         raise InvalidArgumentError(f"the arms need the same seed sets, got {len(arm)} and {len(base)}")
+    for figure in (*arm, *base):
+        for numbers in (torch.tensor([figure.value]), figure.rows, figure.without):
+            if numbers is not None:
+                check_finite(numbers, "the figure, or what it is made of,")
     per_set = tuple(a.value - b.value for a, b in zip(arm, base, strict=True))
     plain = Gap(sum(per_set) / len(per_set), per_set, level)
     jackknife = _jackknife_variance(arm, base)

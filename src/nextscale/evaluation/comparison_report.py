@@ -12,7 +12,7 @@ from nextscale.evaluation.figures import NAMES, OTHERS
 from nextscale.evaluation.files import write_json, write_text
 from nextscale.evaluation.protocol import Protocol
 from nextscale.evaluation.provenance import versions
-from nextscale.evaluation.report import TITLES, Row, is_better_higher, markdown, plain
+from nextscale.evaluation.report import TITLES, Row, compared_with, is_better_higher, markdown, plain
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class Comparison:
         """What differences must not be shown without."""
         _, base = self._first
         protocol = base.protocols[0]
-        reference, seeds = protocol.reference, ", ".join(str(p.seed) for p in base.protocols)
-        against = f"against {reference['name']} ({reference['images']:,})" if reference else "no reference"
+        seeds = ", ".join(str(p.seed) for p in base.protocols)
+        against = compared_with(protocol.reference)
         sets = f"{len(base.protocols)} set" + ("s" if len(base.protocols) > 1 else "")
         spent = sum(sum(s.values()) for result in self.arms.values() for s in result.seconds)
         return [

@@ -10,6 +10,7 @@ All of them are used alike. What they return has one row per picture, float32 on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from nextscale.weights.digest import weights_digest
 
 SPACES = (CLASSIFIER, "inception", "inception-clean", "pixels", "dinov2")
 MOST_PIXELS = 64 * 64
+KERNEL_DIVISOR = "kernel_divisor"
 
 
 class FeatureSpace(ABC):
@@ -129,12 +131,15 @@ class InceptionSpace(FeatureSpace):
 
 
 class PixelSpace(FeatureSpace):
-    """The pixels themselves, 0 to 255, channel by channel: for small pictures, and as a plain check."""
+    """The pixels themselves, 0 to 255, channel by channel: for small pictures, and as a plain check.
+
+    For the kernel distance they are divided by 255; see :func:`for_kernel`.
+    """
 
     name = "pixels"
 
     def description(self) -> dict[str, Any]:
-        return {"name": self.name, "range": [0, 255], "resize": None}
+        return {"name": self.name, "range": [0, 255], KERNEL_DIVISOR: 255, "resize": None}
 
     def check_size(self, size: tuple[int, int]) -> None:
         if size[0] * size[1] > MOST_PIXELS:
@@ -145,6 +150,15 @@ class PixelSpace(FeatureSpace):
 
     def _compute(self, images: Tensor) -> dict[str, Tensor]:
         return {"features": images.flatten(1).float()}
+
+
+def for_kernel(features: Tensor, space: Mapping[str, Any]) -> Tensor:
+    """Features ``(N, d)`` as the kernel distance takes them: on the scale that its cubic kernel is made for.
+
+    space: the description of the feature space they are of. Most spaces have entries of the order of one; of
+    pixels up to 255 the kernel would be dominated by the cube of their size, and be 10^12.
+    """
+    return features / space.get(KERNEL_DIVISOR, 1)
 
 
 def resize_clean(images: Tensor, side: int = SIDE) -> Tensor:

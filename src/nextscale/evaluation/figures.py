@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nextscale.evaluation.features import KERNEL_DIVISOR, for_kernel
 from nextscale.evaluation.metrics import (
     frechet_distance,
     frechet_error,
@@ -52,8 +53,16 @@ class Figures:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def measure(generated: Shards, reference: MeasuredReference | None, protocol: Protocol) -> Figures:
-    """Every figure that the protocol's features and reference allow."""
+def measure(
+    generated: Shards,
+    reference: MeasuredReference | None,
+    protocol: Protocol,
+    labels: Tensor | None = None,
+) -> Figures:
+    """Every figure that the protocol's features and reference allow.
+
+    labels: int64 ``(N,)``, the classes of samples where they are known, -1 for none.
+    """
     figures, rules = Figures(), protocol.rules
     names = NAMES.get(protocol.features["name"], OTHERS)
     features = generated.tensor("features")
@@ -73,9 +82,12 @@ def measure(generated: Shards, reference: MeasuredReference | None, protocol: Pr
             )
         else:
             _neighbours(figures, features, reference.features, rules)
-            _kernel(figures, names["kernel"], features, reference.features, rules)
+            pair = [for_kernel(x, protocol.features) for x in (features, reference.features)]
+            _kernel(figures, names["kernel"], pair[0], pair[1], rules)
+            if KERNEL_DIVISOR in protocol.features:
+                figures.details[f"{names['kernel']}_of"] = f"features / {protocol.features[KERNEL_DIVISOR]}"
     if generated.has("logits"):
-        _logits(figures, names["score"], generated.tensor("logits"), protocol)
+        _logits(figures, names["score"], generated.tensor("logits"), protocol, labels)
     return figures
 
 
@@ -143,14 +155,25 @@ def _kernel(figures: Figures, name: str, features: Tensor, reference: Tensor, ru
     figures.details[f"{name}_subset_std"] = float(found.std(correction=0))
 
 
-def _logits(figures: Figures, name: str, logits: Tensor, protocol: Protocol) -> None:
+def _logits(figures: Figures, name: str, logits: Tensor, protocol: Protocol, labels: Tensor | None) -> None:
     rules = protocol.rules
     found = inception_score(logits, block=rules.score_block, seed=rules.shuffle_seed)
     figures.scores[name] = found.mean
     figures.details[f"{name}_one_block"] = inception_score(logits, block=None).mean
-    if protocol.classes is None or protocol.features.get("classes") != protocol.classes:
+    classes = protocol.features.get("classes")
+    if classes is None or protocol.classes not in (None, classes):
         return
-    labels = torch.tensor([protocol.label(i) for i in range(len(logits))])
-    hits = int((logits.argmax(1) == labels).sum())
-    figures.scores["accuracy"] = hits / len(labels)
-    figures.details["accuracy_interval"] = list(share_interval(hits, len(labels)))
+    if protocol.classes is not None:
+        labels = torch.tensor([protocol.label(i) for i in range(len(logits))])
+    elif labels is None:
+        figures.left_out["accuracy"] = "nobody said of what classes the pictures are (arr_1)"
+        return
+    known = labels >= 0
+    if not bool(known.any()) or int(labels.max()) >= classes:
+        figures.left_out["accuracy"] = (
+            f"the pictures have labels up to {int(labels.max())}, and the classifier knows 0 to {classes - 1}"
+        )
+        return
+    hits, count = int((logits.argmax(1) == labels)[known].sum()), int(known.sum())
+    figures.scores["accuracy"] = hits / count
+    figures.details["accuracy_interval"] = list(share_interval(hits, count))

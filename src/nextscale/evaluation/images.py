@@ -14,14 +14,18 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from nextscale.data.pictures import Pictures
+from nextscale.data.resizing import pixels_of, resized
 from nextscale.errors import DataError, InvalidArgumentError
 from nextscale.sampling.npz import IMAGES, entry, write_header
 
@@ -68,6 +72,56 @@ class CalledImages:
 
     def read(self, start: int, stop: int) -> Tensor:
         return self.batch(list(range(start, stop)))
+
+
+class WrongSizeError(DataError):
+    """Pictures have another size than is wanted, and nobody said how to resize them."""
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """Pictures from anywhere (:func:`~nextscale.data.opening.open_pictures`), brought to one size.
+
+    size: ``(height, width)``. resize: a rule of :data:`~nextscale.data.resizing.RULES`; without one,
+        reading a picture of another size raises WrongSizeError.
+    """
+
+    pictures: Pictures
+    size: tuple[int, int]
+    resize: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
+            return torch.stack(list(pool.map(self._one, range(start, stop))))
+
+    def _one(self, row: int) -> Tensor:
+        image, (h, w) = self.pictures.read(row), self.size
+        if self.resize is not None:
+            image = resized(image, self.size, self.resize)
+        if image.size != (w, h):
+            raise WrongSizeError(
+                f"{self.pictures.name(row)} has {image.width}x{image.height} pixels, where {w}x{h} are wanted"
+            )
+        return pixels_of(image)
+
+
+@dataclass(frozen=True)
+class ResizedImages:
+    """Pictures brought to another size, ``(height, width)``, by a rule."""
+
+    images: Images
+    size: tuple[int, int]
+    resize: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        pixels = self.images.read(start, stop).permute(0, 2, 3, 1).contiguous().numpy()
+        return torch.stack([pixels_of(resized(Image.fromarray(p), self.size, self.resize)) for p in pixels])
 
 
 class NpzImages:
@@ -133,16 +187,23 @@ def images_digest(images: Images, advance: Advance = unheard) -> str:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """The members of an npz other than its pictures. Raises DataError for one that needs code to load."""
-    arrays = {}
     open_npz(path).close()
     with np.load(path, allow_pickle=False) as file:
-        for name in file.files:
-            if name != IMAGES:
-                try:
-                    arrays[name] = file[name]
-                except DAMAGE as error:
-                    raise DataError(f"{path.name}: {name} cannot be read: {error}") from None
-    return arrays
+        return {name: _member(path, file, name) for name in file.files if name != IMAGES}
+
+
+def read_array(path: Path, name: str) -> np.ndarray[Any, Any]:
+    """One member of an npz. Raises DataError if it needs code to load, or is damaged."""
+    with np.load(path, allow_pickle=False) as file:
+        return _member(path, file, name)
+
+
+def _member(path: Path, file: Mapping[str, Any], name: str) -> np.ndarray[Any, Any]:
+    try:
+        found: np.ndarray[Any, Any] = file[name]
+    except DAMAGE as error:
+        raise DataError(f"{path.name}: {name} cannot be read: {error}") from None
+    return found
 
 
 def write_npz(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.evaluation.rows import check_finite
 
 Statistic = Callable[[Tensor], float]
 
@@ -62,6 +63,9 @@ def paired_difference(
     Pairs are resampled together, within each seed set, and the interval is ``[2 D - q_high, 2 D - q_low]``.
     For Fréchet distances the bias of resampling cancels only in part in the difference, so a small one is
     evidence only if the extrapolated distance or the kernel distance agrees, in all of at least three sets.
+
+    Raises InvalidArgumentError for arms that do not belong together, and where rows, or what the statistic
+    makes of them, are NaN or infinite.
     """
     arms = [[x] if isinstance(x, Tensor) else list(x) for x in (a, b)]
     lengths = [[len(x) for x in arm] for arm in arms]
@@ -74,6 +78,9 @@ def paired_difference(
         raise InvalidArgumentError(
             f"level must be between 0 and 1 and replicates at least 10, got {level} and {replicates}"
         )
+    for name, arm in zip("ab", arms, strict=True):
+        for rows in arm:
+            check_finite(rows, f"the rows of arm {name}")
     pairs = list(zip(*arms, strict=True))
     per_set = tuple(statistic(x) - statistic(y) for x, y in pairs)
     value = sum(per_set) / len(per_set)
@@ -81,6 +88,8 @@ def paired_difference(
     resampled = torch.tensor(
         [_resampled(pairs, statistic, generator) for _ in range(replicates)], dtype=torch.float64
     )
+    check_finite(torch.tensor(per_set, dtype=torch.float64), "differences of the statistic")
+    check_finite(resampled, "differences of the statistic in resamples")
     edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     below, above = resampled.quantile(edges).tolist()
     return Difference(value, 2 * value - above, 2 * value - below, level, replicates, per_set)

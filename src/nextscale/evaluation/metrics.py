@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.evaluation.moments import Gaussian, Moments
+from nextscale.evaluation.rows import check_rows
 
 ADM_BLOCK = 5000  # rows per block of the Inception Score in the ADM evaluator
 
@@ -38,12 +39,16 @@ def frechet_distance(generated: Gaussian, reference: Gaussian) -> FrechetDistanc
     The trace of the root is the sum of the roots of the eigenvalues of ``R S2 R`` with ``R = S1^(1/2)``, a
     symmetric problem: no complex numbers, and no trouble with fewer images than dimensions. ``R`` is kept
     with the reference.
+
+    Raises InvalidArgumentError for Gaussians of different spaces, and covariances that are none.
     """
     if generated.mean.shape != reference.mean.shape:
         raise InvalidArgumentError(
             f"the features have {len(generated.mean)} and {len(reference.mean)} dimensions; both sets must "
             f"come from the same feature space"
         )
+    if generated.count is None:  # not of counted pictures, whose covariance could not be wrong
+        _ = generated.root
     product = reference.root @ generated.covariance @ reference.root
     values = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0)
     traces = generated.covariance.trace() + reference.covariance.trace()
@@ -86,6 +91,7 @@ def frechet_infinity(
     sizes: increasing; for each, the distance of the first so many permuted rows is computed.
     permutation: int64 ``(N,)``.
     """
+    check_rows(features)
     ordered = list(sizes)
     if (
         len(set(ordered)) < 2
@@ -110,14 +116,20 @@ def frechet_infinity(
 def kernel_distance(generated: Tensor, reference: Tensor, *, block: int = 2048) -> float:
     """KID (Binkowski et al. 2018): the unbiased squared MMD under ``(x . y / d + 1)^3``, from all pairs.
 
-    It can be slightly negative. Kernel values are summed in blocks of ``block`` rows.
+    It can be slightly negative. It depends on the scale of the features: the kernel is made for entries of
+    the order of one. Kernel values are summed in blocks of ``block`` rows.
     """
     _check_pair(generated, reference, 2)
     within = [
         _kernel_sum(x, x, block, diagonal=False) / (len(x) * (len(x) - 1)) for x in (generated, reference)
     ]
     between = _kernel_sum(generated, reference, block) / (len(generated) * len(reference))
-    return sum(within) - 2 * between
+    value = sum(within) - 2 * between
+    if not math.isfinite(value):
+        raise InvalidArgumentError(
+            "the features are so large that their kernel is beyond float64; scale them"
+        )
+    return value
 
 
 def kernel_distance_subsets(
@@ -155,8 +167,10 @@ def _kernel_sum(x: Tensor, y: Tensor, block: int, *, diagonal: bool = True) -> f
 
 
 def _check_pair(generated: Tensor, reference: Tensor, least: int) -> None:
+    check_rows(generated, "generated features")
+    check_rows(reference, "reference features")
     shapes = f"{tuple(generated.shape)} and {tuple(reference.shape)}"
-    if generated.ndim != 2 or reference.ndim != 2 or generated.shape[1] != reference.shape[1]:
+    if generated.shape[1] != reference.shape[1]:
         raise InvalidArgumentError(f"features must be (N, d) and (M, d) with the same d, got {shapes}")
     if min(len(generated), len(reference)) < least:
         raise InvalidArgumentError(f"at least {least} images a side are needed, got {shapes}")
@@ -194,6 +208,7 @@ def inception_score(
     """
     if logits.ndim != 2 or len(logits) == 0:
         raise InvalidArgumentError(f"logits must be (N, C) with at least one row, got {tuple(logits.shape)}")
+    check_rows(logits, "logits")
     if seed is not None:
         logits = logits[torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed))]
     return InceptionScore(tuple(_score(logits[rows]) for rows in _blocks(len(logits), block, splits)))

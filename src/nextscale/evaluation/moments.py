@@ -10,14 +10,22 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.evaluation.rows import check_rows
+
+ASYMMETRY = 1e-5  # of a covariance, as a share of the largest variance, that rounding explains
 
 
 @dataclass(frozen=True)
 class Gaussian:
     """What a Fréchet distance needs to know of a set of features.
 
-    mean: float64 ``(d,)``. covariance: float64 ``(d, d)``, denominator ``count - 1``.
+    mean: float64 ``(d,)``. covariance: float64 ``(d, d)``, denominator ``count - 1``, symmetric up to
+    rounding.
     count: how many rows they are from; ``None`` where a file does not say.
+
+    Raises InvalidArgumentError for other shapes, and numbers that are no mean and covariance: NaN, infinite,
+    not symmetric, or with negative variances. That no other direction has a negative variance is found out by
+    :attr:`root`.
     """
 
     mean: Tensor
@@ -32,12 +40,50 @@ class Gaussian:
             )
         object.__setattr__(self, "mean", self.mean.double())
         object.__setattr__(self, "covariance", self.covariance.double())
+        for name, values in (("mean", self.mean), ("covariance", self.covariance)):
+            bad = int(values.isfinite().logical_not().sum())
+            if bad:
+                raise InvalidArgumentError(f"the {name} has {bad} numbers that are NaN or infinite")
+        self._check_symmetry()
+        _check_variances(self.covariance.diagonal())
+
+    def _check_symmetry(self) -> None:
+        covariance, block = self.covariance, 1024  # rows at once, to need no second matrix
+        least = ASYMMETRY * float(covariance.diagonal().abs().amax()) if len(covariance) else 0.0
+        for start in range(0, len(covariance), block):
+            rows = slice(start, start + block)
+            apart = (covariance[rows] - covariance[:, rows].T).abs()
+            if float(apart.max()) > least:
+                i, j = divmod(int(apart.argmax()), len(covariance))
+                i += start
+                raise InvalidArgumentError(
+                    f"the covariance is not symmetric: ({i}, {j}) is {float(covariance[i, j]):g} and "
+                    f"({j}, {i}) is {float(covariance[j, i]):g}"
+                )
 
     @cached_property
     def root(self) -> Tensor:
-        """The symmetric square root of the covariance; eigenvalues that rounding made negative count as 0."""
+        """The symmetric square root of the covariance; eigenvalues that rounding made negative count as 0.
+
+        Raises InvalidArgumentError for eigenvalues that are negative beyond that.
+        """
         values, vectors = torch.linalg.eigh(self.covariance)
+        _check_variances(values)
         return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def _check_variances(values: Tensor) -> None:
+    """Raises InvalidArgumentError if variances ``(d,)`` are more negative than rounding makes them.
+
+    Rounding in float32, in which many programs compute: d times its epsilon times the largest value.
+    """
+    if len(values) == 0:
+        return
+    least, most = float(values.min()), float(values.abs().max())
+    if least < -len(values) * torch.finfo(torch.float32).eps * most:
+        raise InvalidArgumentError(
+            f"the covariance is none: it has the negative variance {least:g}, where the largest is {most:g}"
+        )
 
 
 class Moments:
@@ -53,7 +99,11 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Tensor, *, block: int = 4096) -> Moments:
-        """Of all rows of ``(N, d)``; at most ``block`` of them are in float64 at once."""
+        """Of all rows of ``(N, d)``; at most ``block`` of them are in float64 at once.
+
+        Raises InvalidArgumentError for tensors of other shapes, and for NaN or infinite features.
+        """
+        check_rows(rows)
         moments = cls(rows.shape[1])
         for part in rows.split(block):
             moments.update(part)
@@ -69,9 +119,10 @@ class Moments:
         return total
 
     def update(self, rows: Tensor) -> None:
-        """Add rows ``(B, d)`` of any float type."""
-        if len(rows) == 0:
+        """Add rows ``(B, d)`` of any float type. Raises what :meth:`of` raises."""
+        if rows.ndim and len(rows) == 0:
             return
+        check_rows(rows)
         rows = rows.double().cpu()
         part = Moments(0)
         part.count, part.mean = len(rows), rows.mean(0)

@@ -7,6 +7,7 @@ neither the block size nor repeated images decide anything by chance.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.evaluation.rows import check_rows
 
 BLOCK = 2048
 
@@ -68,9 +70,12 @@ def manifold_scores(
         recall; for density and coverage (``density_inclusive``) the usual definition says no.
 
     All four depend on N, M and k; they can be compared at equal ones only.
-    Raises InvalidArgumentError for sets with fewer than k + 1 images.
+    Raises InvalidArgumentError for sets with fewer than k + 1 images, tensors of other shapes, and features
+    that are NaN or infinite.
     """
-    if generated.ndim != 2 or reference.ndim != 2 or generated.shape[1] != reference.shape[1]:
+    check_rows(generated, "generated features")
+    check_rows(reference, "reference features")
+    if generated.shape[1] != reference.shape[1]:
         raise InvalidArgumentError(
             f"features must be (N, d) and (M, d) with the same d, got {tuple(generated.shape)} and "
             f"{tuple(reference.shape)}"
@@ -116,6 +121,7 @@ def squared_radii(
 
     A copy of a point is another point, at distance 0. centre: subtracted first; by default the mean.
     """
+    check_rows(points)
     furthest = max(ks)
     if min(ks) < 1 or len(points) <= furthest:
         raise InvalidArgumentError(
@@ -123,6 +129,7 @@ def squared_radii(
             f"images or a smaller k are needed"
         )
     centre = points.double().mean(0) if centre is None else centre
+    _largest(points, centre, block)
     radii = torch.empty(furthest, len(points), dtype=torch.float64)
     for i in range(0, len(points), block):
         left = points[i : i + block].double() - centre
@@ -144,5 +151,12 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 def _slack(points: Tensor, centre: Tensor, block: int) -> float:
     """A bound on the rounding error of any squared distance: a sum of d products, four times over."""
+    return 4 * points.shape[1] * torch.finfo(torch.float64).eps * _largest(points, centre, block)
+
+
+def _largest(points: Tensor, centre: Tensor, block: int) -> float:
+    """The largest squared distance from the centre. Raises InvalidArgumentError if that is too large."""
     largest = max(float((p.double() - centre).square().sum(1).max()) for p in points.split(block))
-    return 4 * points.shape[1] * torch.finfo(torch.float64).eps * largest
+    if not math.isfinite(largest):
+        raise InvalidArgumentError("the features are so large that distances are beyond float64; scale them")
+    return largest

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nextscale import __version__
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import DataError, InvalidArgumentError, NotFiniteError
 from nextscale.evaluation.blur import METRIC_SIGMAS, blurred, detail_fractions
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.protocol import Rounding, to_uint8
@@ -92,7 +92,10 @@ class ObservedImages:
         return self.plan.count
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Draw pictures ``start`` up to ``stop``, all at once: uint8 ``(B, 3, H, W)``."""
+        """Draw pictures ``start`` up to ``stop``, all at once: uint8 ``(B, 3, H, W)``.
+
+        Raises NotFiniteError, naming the picture, where logits or pixels are NaN or infinite.
+        """
         residuals, latents = self._observer(), dict[int, Tensor]()
 
         def on_step(info: StepInfo) -> None:
@@ -107,6 +110,8 @@ class ObservedImages:
                 f"{self.plan.pipe.device} has too little memory for {stop - start} pictures at once; use a "
                 f"smaller --batch-size"
             ) from None
+        except NotFiniteError as error:
+            raise error.of(start + error.picture) from None
         statistics, curves = residuals.rows()
         latent = torch.stack([latents[k] for k in sorted(latents)], 1)
         self.seen = {LATENT: latent, RESIDUAL: statistics, SATURATION: curves}
@@ -167,8 +172,11 @@ class PictureStatistics(FeatureSpace):
         return found
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """Of the pictures that were drawn last."""
+        """Of the pictures that were drawn last. Raises DataError for statistics that are not finite."""
         made = {key: rows.float() for key, rows in self.images.seen.items()}
+        for key, rows in made.items():
+            if not bool(rows.isfinite().all()):
+                raise DataError(f"the {key} statistics of some pictures are NaN or infinite")
         return {**super().__call__(images), **made}
 
     def shards(self, work: Path) -> Shards:

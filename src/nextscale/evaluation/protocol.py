@@ -17,6 +17,7 @@ from torch import Tensor
 from nextscale.errors import InvalidArgumentError
 from nextscale.evaluation.metrics import ADM_BLOCK
 from nextscale.evaluation.recognition import CLASSIFIER
+from nextscale.evaluation.rows import check_finite
 from nextscale.generation.request import SEED_LIMIT
 from nextscale.weights.digest import text_digest
 
@@ -94,7 +95,7 @@ class Protocol:
                 f"unknown rounding {self.rounding!r}; known: {', '.join(get_args(Rounding))}"
             )
         if self.seed < 0 or self.seed + self.images > SEED_LIMIT:
-            raise InvalidArgumentError(f"seeds are from 0 up to 2^32; {self.images} from {self.seed} are not")
+            raise InvalidArgumentError(f"seeds are from 0 up to 2^64; {self.images} from {self.seed} are not")
 
     def label(self, index: int) -> int:
         """The class of a picture."""
@@ -154,7 +155,11 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 
 def to_uint8(images: Tensor, rounding: Rounding = "round") -> Tensor:
-    """Pictures in [0, 1] as 8 bit; see :class:`Protocol`."""
+    """Pictures in [0, 1] as 8 bit; see :class:`Protocol`.
+
+    Raises InvalidArgumentError for pictures that are NaN or infinite, which have no such values.
+    """
+    check_finite(images, "pictures")
     scaled = images.float() * 255 + (0.5 if rounding == "round" else 0.0)
     return scaled.floor().clamp(0, 255).to(torch.uint8)
 

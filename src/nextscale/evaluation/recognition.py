@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.evaluation.rows import check_finite
 from nextscale.nn.classifier import SmallClassifier
 from nextscale.weights.classifier import CLASSIFIER, load_classifier
 
@@ -31,6 +32,7 @@ def recognised(
             f"expected pictures (B, 3, {height}, {width}), a label each; got {tuple(images.shape)} and "
             f"{len(wanted)}"
         )
+    check_finite(images, "pictures")
     rounded = (images * 255).round() / 127.5 - 1
     device = next(classifier.parameters()).device
     guesses = [classifier(part.to(device)).argmax(-1).cpu() for part in rounded.split(batch_size)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nextscale.errors import DataError, InvalidArgumentError, warn
+from nextscale.data.resizing import check_rule
+from nextscale.errors import DataError, InvalidArgumentError
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.images import (
     Advance,
     Images,
     NpzImages,
+    ResizedImages,
     images_digest,
     open_npz,
     read_arrays,
@@ -36,8 +38,10 @@ from nextscale.evaluation.images import (
 )
 from nextscale.evaluation.moments import Gaussian, Moments
 from nextscale.evaluation.provenance import file_digest
+from nextscale.evaluation.rows import check_rows
 from nextscale.evaluation.shards import Shards
 from nextscale.sampling.npz import IMAGES
+from nextscale.weights.digest import text_digest
 
 EMBEDDED = ("cifar10-test",)
 STATISTICS = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -51,7 +55,7 @@ class Reference:
     name: of the file or folder. sha256: of the file, or of all pixels.
     images: the pictures, if there are any. features: ``(M, d)`` instead of pictures.
     statistics: ``"features"`` and perhaps ``"spatial"``; with ``features``, they belong to ``space``, the
-        description of a feature space.
+        description of a feature space. resize: the rule by which its pictures were brought to their size.
     """
 
     name: str
@@ -60,11 +64,31 @@ class Reference:
     features: Tensor | None = None
     statistics: Mapping[str, Gaussian] = field(default_factory=dict)
     space: Mapping[str, Any] | None = None
+    resize: str | None = None
 
     @classmethod
-    def of_images(cls, name: str, images: Images, advance: Advance = unheard) -> Reference:
-        """Of pictures that are not one npz file; they are read once for their digest."""
-        return cls(name, images_digest(images, advance), images)
+    def of_images(
+        cls, name: str, images: Images, advance: Advance = unheard, *, resize: str | None = None
+    ) -> Reference:
+        """Of pictures that are not one npz file; they are read once for their digest.
+
+        resize: the rule by which they were brought to their size, if one was named.
+        """
+        return cls(name, images_digest(images, advance), images, resize=resize)
+
+    def resized(self, size: tuple[int, int], rule: str) -> Reference:
+        """Its pictures brought to ``(height, width)`` by a rule of :data:`~nextscale.data.resizing.RULES`.
+
+        What else is known of it was computed from pictures of their own size, and is dropped with them.
+        Raises InvalidArgumentError for an unknown rule, or without pictures.
+        """
+        check_rule(rule)
+        if self.images is None:
+            raise InvalidArgumentError(f"the reference {self.name} holds no pictures that could be resized")
+        if self.images.size == tuple(size):
+            return replace(self, resize=rule)
+        digest = text_digest(f"{self.sha256} {rule} {tuple(size)}")
+        return Reference(self.name, digest, ResizedImages(self.images, size, rule), resize=rule)
 
     @property
     def count(self) -> int:
@@ -74,8 +98,9 @@ class Reference:
         return 0 if self.images is None else len(self.images)
 
     def description(self) -> dict[str, Any]:
-        """As JSON, for a protocol."""
-        return {"name": self.name, "sha256": self.sha256, "images": self.count}
+        """As JSON, for a protocol; with the rule by which pictures were resized, if one was named."""
+        found = {"name": self.name, "sha256": self.sha256, "images": self.count}
+        return found if self.resize is None else {**found, "resize": self.resize}
 
     def fits(self, space: FeatureSpace) -> bool:
         """Whether what is stored besides pictures was computed in this feature space."""
@@ -90,7 +115,10 @@ class Reference:
         return 0 if self.images is None or stored else len(self.images)
 
     def check(self, space: FeatureSpace, size: tuple[int, int]) -> None:
-        """Raises InvalidArgumentError if pictures of this size cannot be compared with it in this space."""
+        """Raises InvalidArgumentError if pictures of this size cannot be compared with it in this space.
+
+        Raises DataError for statistics that are used, and have negative variances.
+        """
         if self.images is None and not self.fits(space):
             stored = (self.space or {}).get("name", "nothing")
             other = "other weights of it" if stored == space.name else str(stored)
@@ -104,6 +132,12 @@ class Reference:
                 f"the reference {self.name} has pictures of {w}x{h} pixels, and those to be measured have "
                 f"{width}x{height}; a reference of the same size is needed"
             )
+        if self.fits(space):
+            for key, gaussian in self.statistics.items():
+                try:
+                    _ = gaussian.root  # which distances need later, and then have
+                except InvalidArgumentError as error:
+                    raise DataError(f"{self.name}: {' and '.join(STATISTICS[key])}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -148,7 +182,10 @@ def _gaussian(shards: Shards, key: str) -> Gaussian:
 
 
 def open_reference(path: str | Path) -> Reference:
-    """A reference ``.npz``, or an embedded one by name. Raises DataError, naming what is missing."""
+    """A reference ``.npz``, or an embedded one by name.
+
+    Raises DataError, naming what is missing, or what of it is no number or no covariance.
+    """
     path = Path(path)
     if str(path) in EMBEDDED and not path.exists():
         path = Path(str(resources.files("nextscale.evaluation"))) / "references" / f"{path}.npz"
@@ -158,14 +195,20 @@ def open_reference(path: str | Path) -> Reference:
     statistics = {
         key: _stored(path, arrays, *names) for key, names in STATISTICS.items() if names[0] in arrays
     }
-    features = torch.from_numpy(arrays["features"]).float() if "features" in arrays else None
+    features = _features(path, arrays)
     if not (has_images or statistics or features is not None):
         raise DataError(
             f"{path.name} is no reference: it has neither {IMAGES} nor mu and sigma, but "
             f"{', '.join(arrays) or 'nothing'}"
         )
+    if features is not None and "features" in statistics:
+        width = len(statistics["features"].mean)
+        if features.shape[1] != width:
+            raise DataError(f"{path.name}: features have {features.shape[1]} columns, and mu has {width}")
     about = _about(path, arrays)
     count = about.get("count")
+    if count is not None and (type(count) is not int or count < 2):
+        raise DataError(f"{path.name}: its statistics are said to be of {count!r} pictures")
     return Reference(
         name=path.name,
         sha256=file_digest(path),
@@ -179,10 +222,27 @@ def open_reference(path: str | Path) -> Reference:
 def _stored(path: Path, arrays: Mapping[str, Any], mean: str, covariance: str) -> Gaussian:
     if covariance not in arrays:
         raise DataError(f"{path.name} has {mean} but no {covariance}")
+    shapes = [tuple(arrays[name].shape) for name in (mean, covariance)]
+    if len(shapes[0]) != 1 or shapes[1] != shapes[0] * 2:
+        raise DataError(
+            f"{path.name}: {mean} and {covariance} do not fit each other: a mean (d,) and a covariance "
+            f"(d, d) are needed, got {shapes[0]} and {shapes[1]}"
+        )
     try:
         return Gaussian(torch.from_numpy(arrays[mean]), torch.from_numpy(arrays[covariance]))
     except (InvalidArgumentError, TypeError) as error:
-        raise DataError(f"{path.name}: {mean} and {covariance} do not fit each other: {error}") from None
+        raise DataError(f"{path.name}: {mean} and {covariance} are no statistics: {error}") from None
+
+
+def _features(path: Path, arrays: Mapping[str, Any]) -> Tensor | None:
+    if "features" not in arrays:
+        return None
+    try:
+        features = torch.from_numpy(arrays["features"]).float()
+        check_rows(features)
+    except (InvalidArgumentError, TypeError) as error:
+        raise DataError(f"{path.name}: {error}") from None
+    return features
 
 
 def _about(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,6 +252,8 @@ def _about(path: Path, arrays: Mapping[str, Any]) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(str(arrays["about"]))
     except ValueError:
         raise DataError(f"{path.name}: about is not JSON") from None
+    if not isinstance(about, dict):
+        raise DataError(f"{path.name}: about is no JSON object")
     return about
 
 
@@ -222,17 +284,3 @@ def write_reference(
         about = {"space": space.description(), "count": measured.statistics["features"].count}
         arrays["about"] = np.array(json.dumps(about))
     write_npz(Path(path), images, arrays, compress=compress)
-
-
-def open_samples(path: str | Path) -> NpzImages:
-    """Generated pictures in an ``.npz``. Statistics in it are not believed, with a NextscaleWarning."""
-    images = NpzImages(path)
-    with open_npz(images.path) as archive:
-        stored = sorted({"mu.npy", "sigma.npy", "mu_s.npy", "sigma_s.npy"} & set(archive.namelist()))
-    if stored:
-        names = ", ".join(name.removesuffix(".npy") for name in stored)
-        warn(
-            f"{images.path.name} holds statistics ({names}) besides its pictures; they are not used, the "
-            f"pictures themselves are measured"
-        )
-    return images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nextscale.evaluation.figures import Figures
 from nextscale.evaluation.files import write_json, write_text
@@ -64,8 +65,7 @@ def is_better_higher(figure: str) -> bool:
 def conditions(result: Result) -> list[str]:
     """What figures must not be shown without, in some lines."""
     protocol, seconds = result.protocol, result.seconds
-    reference = protocol.reference
-    against = f"against {reference['name']} ({reference['images']:,})" if reference else "no reference"
+    against = compared_with(protocol.reference)
     spent = [
         ("pictures", "images"),
         ("features", "features"),
@@ -77,6 +77,14 @@ def conditions(result: Result) -> list[str]:
         "seconds: " + ", ".join(f"{title} {seconds[key]:.0f}" for title, key in spent) + f"; {result.device}",
         f"protocol {protocol.hash[:12]}, comparable with results of ruler {protocol.ruler[:12]}",
     ]
+
+
+def compared_with(reference: Mapping[str, Any] | None) -> str:
+    """What figures were computed against, in words, from a protocol."""
+    if not reference:
+        return "no reference"
+    rule = f", resized by the rule {reference['resize']}" if "resize" in reference else ""
+    return f"against {reference['name']} ({reference['images']:,}{rule})"
 
 
 def left_out(figures: Figures) -> list[str]:

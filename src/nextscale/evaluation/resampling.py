@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.evaluation.moments import Gaussian
+from nextscale.evaluation.rows import check_finite
 
 BLOCK = 1 << 24  # numbers of the table of counts that are in memory at once
 
@@ -42,12 +43,14 @@ def resampled_means(rows: Tensor, replicates: int = 1000, *, seed: int = 0) -> T
     """Means of ``replicates`` resamples with replacement of the rows ``(N, ...)``: float64 ``(R, ...)``.
 
     Every entry of a row goes where its row goes, so columns from arms with the same seeds stay paired.
-    The resamples depend on N and the seed alone. Raises InvalidArgumentError for fewer than 2 rows.
+    The resamples depend on N and the seed alone. Raises InvalidArgumentError for fewer than 2 rows, and for
+    rows that are NaN or infinite.
     """
     if len(rows) < 2 or replicates < 1:
         raise InvalidArgumentError(
             f"a bootstrap needs at least 2 rows and 1 replicate, got {len(rows)} and {replicates}"
         )
+    check_finite(rows, "the rows")
     count, flat = len(rows), rows.flatten(1) if rows.ndim > 1 else rows[:, None]
     flat = flat.double()
     generator = torch.Generator().manual_seed(seed)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from nextscale import __version__
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import InvalidArgumentError, NotFiniteError
 from nextscale.evaluation.features import FeatureSpace
 from nextscale.evaluation.figures import Figures, measure
-from nextscale.evaluation.images import Advance, Images, NpzImages, unheard, write_npz
+from nextscale.evaluation.images import Advance, Images, unheard, write_npz
 from nextscale.evaluation.protocol import Protocol, Rounding, Rules, to_uint8
-from nextscale.evaluation.provenance import file_digest, versions
+from nextscale.evaluation.provenance import versions
 from nextscale.evaluation.reference import Reference, measure_reference
+from nextscale.evaluation.samples import Samples
 from nextscale.evaluation.shards import SHARD, ShardImages, Shards
 from nextscale.families.var.pipeline import VARPipeline
 from nextscale.guidance.cfg import ClassifierFreeGuidance
@@ -83,7 +84,10 @@ class PipelineImages:
         return self.protocol.images
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Draw pictures ``start`` up to ``stop``, all at once."""
+        """Draw pictures ``start`` up to ``stop``, all at once.
+
+        Raises NotFiniteError, naming the picture, where logits or pixels are NaN or infinite.
+        """
         wanted: Any = [self.subjects[self.protocol.label(i)] for i in range(start, stop)]
         seeds = [self.protocol.seed + i for i in range(start, stop)]
         try:
@@ -93,6 +97,8 @@ class PipelineImages:
                 f"{self.pipe.device} has too little memory for {stop - start} pictures at once; use a "
                 f"smaller --batch-size"
             ) from None
+        except NotFiniteError as error:
+            raise error.of(start + error.picture) from None
         return to_uint8(out.images, self.protocol.rounding)
 
 
@@ -159,13 +165,13 @@ def sampling_in(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k not in _NOT_SAMPLING}
 
 
-def plan_samples(samples: NpzImages, space: FeatureSpace, reference: Reference | None = None) -> Protocol:
-    """The protocol of a file of generated pictures, all of them."""
+def plan_samples(samples: Samples, space: FeatureSpace, reference: Reference | None = None) -> Protocol:
+    """The protocol of generated pictures from elsewhere, all of them."""
     check_fit(samples.size, space, reference)
     return Protocol(
         images=len(samples),
         size=samples.size,
-        model={"name": samples.path.name, "family": "samples", "sha256": file_digest(samples.path)},
+        model={"name": samples.name, "family": "samples", "sha256": samples.sha256},
         features=described(space),
         reference=reference.description() if reference else None,
         rules=Rules().fitted(len(samples), reference.count if reference else 0),
@@ -211,7 +217,7 @@ def draw(
 ) -> Shards:
     """Features of all pictures, going on from what an earlier run has left in ``work``.
 
-    images: :class:`PipelineImages`, or a file of samples.
+    images: :class:`PipelineImages`, or samples.
     keep: a file to write the pictures to as well, in the ADM layout.
     """
     generated = generated_shards(protocol, work)
@@ -230,16 +236,20 @@ def conclude(
     work: Path,
     *,
     device: str,
+    labels: Tensor | None = None,
     advance: Advance = unheard,
 ) -> Result:
-    """The result from the features of :func:`draw`; ``advance`` hears how many real pictures were done."""
+    """The result from the features of :func:`draw`; ``advance`` hears how many real pictures were done.
+
+    labels: the classes that samples show, where they are known; a pipeline's follow from the protocol.
+    """
     start = time.perf_counter()
     measured = None
     if reference is not None:
         shards = reference_shards(reference, space, work)
         measured = measure_reference(reference, space, shards, advance)
     referenced = time.perf_counter()
-    figures = measure(generated, measured, protocol)
+    figures = measure(generated, measured, protocol, labels)
     ended = time.perf_counter()
     spent = {"reference": referenced - start, "figures": ended - referenced}
     return Result(protocol, figures, {**generated.seconds(), **spent}, versions(), device)
@@ -262,7 +272,8 @@ def run(
     """
     work = Path(work)
     generated = draw(protocol, images, space, work, batch_size=batch_size, keep=keep, advance=advance)
-    return conclude(protocol, generated, space, reference, work, device=device_of(images))
+    labels = getattr(images, "labels", None)
+    return conclude(protocol, generated, space, reference, work, device=device_of(images), labels=labels)
 
 
 def device_of(images: Images) -> str:

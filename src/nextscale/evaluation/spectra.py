@@ -22,6 +22,7 @@ from torch import Tensor
 from nextscale.errors import InvalidArgumentError
 from nextscale.evaluation.moments import Gaussian
 from nextscale.evaluation.resampling import Interval, Profiles, pivotal
+from nextscale.evaluation.rows import check_finite
 from nextscale.scales import Grid
 
 Transform = Literal["fft", "dct"]
@@ -172,6 +173,7 @@ class AmplitudeRule:
         Luminance ``(0.299 R + 0.587 G + 0.114 B) / 255`` less its mean, through the window; amplitude, not
         power and not its logarithm. Bin 0 has no meaning beside the others.
         """
+        check_finite(images, "pictures")
         weights = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64) / 255
         luminance = torch.einsum("bchw,c->bhw", images.cpu().double(), weights)
         luminance = luminance - luminance.mean((1, 2), keepdim=True)

@@ -101,7 +101,7 @@ MODEL: Mapping[str, Check] = {
     **dict.fromkeys(("name", "transformer", "tokenizer", "variant", "patch_nums"), _text),
     "depth": _whole,
 }
-RULER = ("reference", "split", "features", "feature_weights", "feature_sha256")
+RULER = ("reference", "split", "resize", "features", "feature_weights", "feature_sha256")
 _TOP: Mapping[str, Check] = {
     **dict.fromkeys(("preset", "rounding", *RULER), _text),
     "images": _positive,

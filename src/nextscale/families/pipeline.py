@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from nextscale.families.moving import move, resolve
 from nextscale.families.text import Prompts, TextEncoder, TextFeatures, encode_prompts
 from nextscale.generation.tokens import Filters
 from nextscale.scales import ScaleSchedule
+
+Own = TypeVar("Own", bound="Pipeline")
 
 
 class Pipeline:
     """A pipeline is where its transformer is, in the transformer's dtype, and has defaults for its calls."""
 
     transformer: Any
+    tokenizer: Any
     defaults: dict[str, Any]
+
+    def to(
+        self: Own,
+        *where: str | int | torch.device | torch.dtype,
+        device: str | int | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Own:
+        """Move the models to a device, round their weights to a dtype, or both, in place; returns itself.
+
+        where: a device, a dtype, or both in any order, as torch objects or by name: ``to("cuda")``,
+            ``to(torch.bfloat16)``, ``to("cpu", "float32")``. device, dtype: the same by name. ``"auto"`` is a
+            device, and beside a device a dtype; see :func:`~nextscale.nn.placement.place`.
+
+        A text encoder goes along to the device, and keeps a dtype of its own. Weights that were rounded stay
+        so: going back to float32 does not bring digits back. Models that another pipeline shares move for
+        both.
+
+        Raises InvalidArgumentError for what is neither a device nor a dtype of those that models run in, and
+        for a device that is not here. Then, and where another device has too little memory, nothing has
+        moved.
+        """
+        target = resolve(where, device, dtype, self.device, self.dtype)
+        move(self, target)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -38,7 +66,6 @@ class Pipeline:
 class TextPipeline(Pipeline):
     """A pipeline that takes prompts."""
 
-    tokenizer: Any
     text_encoder: TextEncoder | None
 
     def encode_prompts(self, prompts: Prompts) -> TextFeatures:

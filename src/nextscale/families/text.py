@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nextscale.errors import InvalidArgumentError
+from nextscale.errors import InvalidArgumentError, NotFiniteError
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,21 @@ class TextFeatures:
         """Without the columns that are padding for every prompt."""
         used = self.mask.any(0)
         return self if bool(used.all()) else TextFeatures(self.features[:, used], self.mask[:, used])
+
+    def check_finite(self, name: str = "text", *, padding: bool = False) -> None:
+        """Raises NotFiniteError, naming picture and token, for features that are NaN or infinite.
+
+        name: how messages call the text. padding: whether what is no token counts too.
+        """
+        wrong = ~self.features.isfinite().all(2)
+        wrong = wrong if padding else wrong & self.mask
+        if bool(wrong.any()):
+            picture, token = wrong.nonzero()[0].tolist()
+            raise NotFiniteError(
+                f"{name} features are NaN or infinite at token {token} for",
+                picture,
+                "the text encoder's weights may be damaged, or its dtype too small for it: try float32",
+            )
 
     def to(self, device: torch.device) -> TextFeatures:
         return TextFeatures(self.features.to(device), self.mask.to(device))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from nextscale.errors import InvalidArgumentError, MissingDependencyError, ModelNotFoundError, warn
+from nextscale.families.moving import restored_on_failure
 from nextscale.nn.placement import place
 
 SHOWN = 60  # characters of a cut-off text that a warning quotes
@@ -26,16 +27,17 @@ class PretrainedEncoder:
     TOKENIZER_OPTIONS: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, name: str | Path, device: str | torch.device, dtype: str | torch.dtype) -> None:
-        placement = place(device, dtype)
         self.name: str | None = str(name)
-        self.device, self.dtype = placement.device, placement.dtype
+        self.device = place(device).device
+        self._asked: str | torch.dtype | None = dtype
+        self.dtype = self.dtype_on(self.device)
         self._model: Any = None
         self._tokenizer: Any = None
         self._width: int | None = None
 
     def adopt(self, model: Any, tokenizer: Any) -> None:
         """Take models that are loaded already; they stay where they are and cannot be loaded again."""
-        self.name, self.device, self.dtype = None, model.device, model.dtype
+        self.name, self.device, self.dtype, self._asked = None, model.device, model.dtype, None
         self._model, self._tokenizer = self.text_part(model).eval(), tokenizer
         self._width = _width(model.config)
 
@@ -78,6 +80,20 @@ class PretrainedEncoder:
         self._model = self._tokenizer = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """The dtype of the weights on a device, which is the one asked for, or what is usual there."""
+        return self.dtype if self._asked is None else place(device, self._asked).dtype
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device; where another dtype is usual there, the weights are loaded anew when needed."""
+        dtype = self.dtype_on(device)
+        if self._model is not None and dtype != self.dtype:
+            self.release()
+        if self._model is not None:
+            with restored_on_failure([self._model]):
+                self._model.to(device)
+        self.device, self.dtype = device, dtype
 
     @staticmethod
     def text_part(model: Any) -> Any:

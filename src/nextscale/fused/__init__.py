@@ -6,7 +6,7 @@ see to dtypes and layouts.
 """
 
 from nextscale.fused.decoder import PIXELS, add_biased, group_norm_silu
-from nextscale.fused.drawing import draw_sorted
+from nextscale.fused.drawing import race_sorted
 from nextscale.fused.guidance import accumulate, in_parts, operator_in_parts
 from nextscale.fused.transformer import gated, gated_norm, modulated_norm, split_heads
 
@@ -14,12 +14,12 @@ __all__ = [
     "PIXELS",
     "accumulate",
     "add_biased",
-    "draw_sorted",
     "gated",
     "gated_norm",
     "group_norm_silu",
     "in_parts",
     "modulated_norm",
     "operator_in_parts",
+    "race_sorted",
     "split_heads",
 ]

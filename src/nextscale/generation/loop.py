@@ -9,7 +9,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nextscale.generation.tokens import Drawer
 from nextscale.guidance.base import GuidanceChain, GuidanceStep
 from nextscale.scales import Grid, ScaleSchedule
 
@@ -64,11 +63,13 @@ class StepInfo:
 
 
 StepCallback = Callable[[StepInfo], None]
+Draw = Callable[[Tensor, int, "Tensor | None"], Tensor]
+"""Guided logits ``(B, l, C)``, the step, and positions as in a GuidanceStep, to tokens; such as a Drawer."""
 
 
 @torch.no_grad()
 def generate(
-    session: Session, guidance: GuidanceChain, draw: Drawer, on_step: StepCallback | None = None
+    session: Session, guidance: GuidanceChain, draw: Draw, on_step: StepCallback | None = None
 ) -> list[Tensor]:
     """Run one batch to its end and return its tokens, one int64 ``(B, h, w[, D])`` tensor per grid."""
     maps: list[Tensor] = []

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nextscale.generation.tokens import SORTED_ENTRIES
-from nextscale.kernels import LAYOUT_BYTES
+from nextscale.generation.race import ENTRIES_AT_ONCE
+from nextscale.kernels import LAYOUT_BYTES, keeps_layouts
 from nextscale.nn.autoencoder import TRANSPOSED_CHANNELS
 from nextscale.nn.linear import Linear
 from nextscale.scales import Grid
@@ -68,22 +68,22 @@ def weight_bytes(modules: Sequence[nn.Module], dtype: torch.dtype) -> int:
 
 def layout_bytes(transformer: nn.Module, dtype: torch.dtype, device: torch.device) -> int:
     """Of the layouts of linear layers that are kept during a call; see :mod:`nextscale.kernels`."""
-    if device.type != "cpu" or dtype != torch.bfloat16:
+    if device.type != "cpu" or not keeps_layouts(dtype):
         return 0
     layers = [m for m in transformer.modules() if isinstance(m, Linear)]
     return min(sum(layer.weight.numel() * dtype.itemsize for layer in layers), LAYOUT_BYTES)
 
 
 def drawing_bytes(decisions: int, choices: int, top_k: int) -> int:
-    """Of what a draw sorts and adds up, some rows at a time; see :mod:`nextscale.generation.tokens`.
+    """Of what a draw sorts and compares, some rows at a time; see :mod:`nextscale.generation.race`.
 
     decisions: tokens of a step, each from ``choices`` logits of which ``top_k`` are kept, 0 for all.
     """
     kept = min(top_k or choices, choices)
-    rows = min(decisions, max(SORTED_ENTRIES // choices, 1))
-    # Keys while they are made; then they and what they are made of, beside the entries found; then float64
-    # weights and their sums beside the order.
-    return rows * max(24 * choices, 16 * choices + 20 * kept, 45 * kept)
+    rows = min(decisions, max(ENTRIES_AT_ONCE // choices, 1))
+    # A copy that is partitioned, and what is compared; then, of what is left, eight arrays of 8 bytes:
+    # places, entries, weights, keys, and the hash while it is made.
+    return rows * max(6 * choices, 66 * kept)
 
 
 def decoder_peak(

@@ -6,7 +6,7 @@ import operator
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 from PIL import Image
@@ -14,17 +14,27 @@ from torch import Tensor
 
 from nextscale import __version__
 from nextscale.errors import CheckpointError, InvalidArgumentError
+from nextscale.generation.finite import (
+    WatchedDraws,
+    check_decoded,
+    check_pictures,
+    check_steps,
+    finite_rows,
+)
 from nextscale.generation.loop import Session, StepCallback, generate
 from nextscale.generation.tokens import Drawer, Filters
+from nextscale.generation.version import VERSION
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance, Convention, Ramp
-from nextscale.guidance.schedules import StrengthLike
+from nextscale.guidance.schedules import StrengthLike, is_single
 from nextscale.guidance.ssg import DEFAULT_BETA, ScaledSpatialGuidance, as_ssg
 from nextscale.kernels import constant_weights
+from nextscale.pixels import to_rgb
 from nextscale.scales import Grid
 
 OutputType = Literal["pil", "pt", "np"]
-SEED_LIMIT = 2**32  # torch's CPU generator looks at no more bits
+RANGE_SLACK = 1e-3  # beyond [-1, 1], for pictures that were rounded to 8 or 16 bits of a float
+SEED_LIMIT = 2**64  # the bits that noise.py hashes
 
 Method = TypeVar("Method", bound="ClassifierFreeGuidance | ScaledSpatialGuidance | None")
 
@@ -69,7 +79,7 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
             f"{len(values)} seeds for {count} images; give one number or one seed per image"
         )
     if values and values[-1] >= SEED_LIMIT:
-        raise InvalidArgumentError(f"seeds end below 2^32, but {count} of them from {values[0]} go beyond")
+        raise InvalidArgumentError(f"seeds end below 2^64, but {count} of them from {values[0]} go beyond")
     return values
 
 
@@ -79,7 +89,7 @@ def _seed(value: Any) -> int:
     except TypeError:
         number = -1
     if not 0 <= number < SEED_LIMIT:
-        raise InvalidArgumentError(f"a seed is a whole number from 0 up to 2^32, got {value!r}")
+        raise InvalidArgumentError(f"a seed is a whole number from 0 up to 2^64, got {value!r}")
     return number
 
 
@@ -113,7 +123,7 @@ def resolve_cfg(
     if isinstance(scale, ClassifierFreeGuidance):
         return scale
     described = ClassifierFreeGuidance(scale, convention=convention)
-    return replace(described, ramp=ramp) if ramp and isinstance(described.scale, float) else described
+    return replace(described, ramp=ramp) if ramp and is_single(described.scale) else described
 
 
 def with_values(method: Method, grids: Sequence[Grid]) -> Method:
@@ -122,9 +132,9 @@ def with_values(method: Method, grids: Sequence[Grid]) -> Method:
     They are asked for once, so that all batches of a call use the same, and can be stored.
     """
     if isinstance(method, ClassifierFreeGuidance) and callable(method.scale):
-        return replace(method, scale=method.scales(grids))
+        return replace(method, scale=cast("tuple[float, ...]", method.scales(grids)))
     if isinstance(method, ScaledSpatialGuidance) and callable(method.beta):
-        return replace(method, beta=method.betas(grids))
+        return replace(method, beta=cast("tuple[float, ...]", method.betas(grids)))
     return method
 
 
@@ -154,6 +164,7 @@ def call_settings(
         "min_p": filters.min_p,
         "temperature": filters.temperature,
         "sampler": sampler,
+        "sampler_version": VERSION,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
@@ -183,17 +194,23 @@ def spans(count: int, batch_size: int) -> Iterator[slice]:
 
 
 class Drawn(NamedTuple):
-    """A batch at its end: one token tensor per grid, and the latent ``(B, z, h, w)``."""
+    """A batch at its end: one token tensor per grid, and the latent ``(B, z, h, w)``.
+
+    finite: whose logits were, bool ``(steps, B)``.
+    """
 
     tokens: list[Tensor]
     latent: Tensor
+    finite: Tensor
 
 
 def draw_batch(
     session: Session, draw: Drawer, guidance: GuidanceChain, on_step: StepCallback | None = None
 ) -> Drawn:
     """Run one batch to its end."""
-    return Drawn(generate(session, guidance, draw, on_step), session.feature_map)
+    watched = WatchedDraws(draw)
+    tokens = generate(session, guidance, watched, on_step)
+    return Drawn(tokens, session.feature_map, watched.flags())
 
 
 def draw_batches(
@@ -202,22 +219,29 @@ def draw_batches(
     draw: Callable[[slice], Drawn],
     decode: Callable[[Tensor], Tensor],
     output_type: OutputType,
+    dtype: torch.dtype,
 ) -> tuple[Any, list[Tensor]]:
     """Make ``count`` pictures, at most ``batch_size`` at a time.
 
     draw: draws the batch that is this slice of the pictures. Nothing but what it returns should stay alive: a
     KV cache would only lie beside what decoding needs.
-    decode: a finished latent to pictures ``(B, 3, H, W)`` in [-1, 1].
-    Returns all pictures as ``output_type`` says, and all tokens (one tensor per grid) on the CPU.
+    decode: a finished latent to pictures ``(B, 3, H, W)`` in [-1, 1]. dtype: of the model, for messages.
+    Returns all pictures as ``output_type`` says, and all tokens (one tensor per grid) on the CPU. Raises
+    NotFiniteError, naming the picture, at the end of a batch with logits or pixels that are NaN or infinite.
     """
     images, tokens = [], []
     with constant_weights():
         for span in spans(count, batch_size):
             drawn = draw(span)
-            pictures = _encoded(decode(drawn.latent), output_type)
+            decoded = decode(drawn.latent)
+            whole = finite_rows(decoded)
+            pictures = _encoded(decoded, output_type)
             # Fetched at the end, since the first fetch waits for all until here.
             images.append(_fetched(pictures))
             tokens.append([_fetched(t) for t in drawn.tokens])
+            grids = [(int(t.shape[1]), int(t.shape[2])) for t in drawn.tokens]
+            check_steps(_fetched(drawn.finite), list(enumerate(grids)), dtype, first=span.start)
+            check_pictures(_fetched(whole), dtype, first=span.start)
     return _packed(_joined(images), output_type), [_joined(maps) for maps in zip(*tokens, strict=True)]
 
 
@@ -235,12 +259,17 @@ def _fetched(tensor: Tensor) -> Tensor:
     return host
 
 
-def image_tensor(images: Tensor | Image.Image | Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
+def image_tensor(
+    images: Tensor | Image.Image | Sequence[Image.Image], size: tuple[int, int] | None = None
+) -> Tensor:
     """PIL images of ``size`` (height, width) as a float32 tensor ``(B, 3, H, W)`` in [-1, 1]; tensors as is.
 
-    Raises InvalidArgumentError for other sizes, other things, or none at all.
+    size: by default that of the first. :mod:`nextscale.pixels` says what other kinds than 8-bit RGB become.
+    Raises InvalidArgumentError for other sizes, other things, or none at all, and for tensors that are not
+    finite or reach beyond [-1, 1]; DataError for pictures that are refused or broken.
     """
     if isinstance(images, Tensor):
+        _check_range(images)
         return images
     pictures = [images] if isinstance(images, Image.Image) else list(images)
     if not all(isinstance(p, Image.Image) for p in pictures):
@@ -250,14 +279,30 @@ def image_tensor(images: Tensor | Image.Image | Sequence[Image.Image], size: tup
         )
     if not pictures:
         raise InvalidArgumentError("no pictures were given")
-    h, w = size
+    pictures = [to_rgb(p, getattr(p, "filename", "") or f"picture {i}") for i, p in enumerate(pictures)]
+    h, w = size or (pictures[0].height, pictures[0].width)
     wrong = next((p.size for p in pictures if p.size != (w, h)), None)
     if wrong is not None:
         raise InvalidArgumentError(
             f"pictures must be {w}x{h} pixels for this model, got {wrong[0]}x{wrong[1]}"
         )
-    stacked = [torch.frombuffer(bytearray(p.convert("RGB").tobytes()), dtype=torch.uint8) for p in pictures]
+    stacked = [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8) for p in pictures]
     return torch.stack(stacked).view(-1, h, w, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _check_range(images: Tensor) -> None:
+    """Raise InvalidArgumentError, naming the range that was found, unless all numbers are in [-1, 1]."""
+    if not images.is_floating_point() or images.numel() == 0:
+        return  # the tokenizer says what is wrong with these
+    remedy = "pictures are in [-1, 1], and x / 127.5 - 1 makes such ones of 8-bit pixels"
+    if not bool(images.isfinite().all()):
+        count = int((~images.isfinite()).sum())
+        raise InvalidArgumentError(
+            f"{count:,} of the pictures' {images.numel():,} numbers are not finite (NaN, infinite); {remedy}"
+        )
+    low, high = float(images.min()), float(images.max())
+    if low < -1 - RANGE_SLACK or high > 1 + RANGE_SLACK:
+        raise InvalidArgumentError(f"the pictures' numbers are from {low:.4g} to {high:.4g}; {remedy}")
 
 
 def check_output_type(output_type: str) -> None:
@@ -268,7 +313,11 @@ def check_output_type(output_type: str) -> None:
 
 
 def convert_images(images: Tensor, output_type: OutputType) -> Any:
-    """Pictures ``(B, 3, H, W)`` in [-1, 1] to what was asked for; 8-bit values are rounded, not cut off."""
+    """Pictures ``(B, 3, H, W)`` in [-1, 1] to what was asked for; 8-bit values are rounded, not cut off.
+
+    Raises NotFiniteError for pictures that are NaN or infinite.
+    """
+    check_decoded(_fetched(finite_rows(images)))
     return _packed(_encoded(images, output_type).cpu(), output_type)
 
 

@@ -1,29 +1,38 @@
 """From guided logits to tokens: temperature, filters, and the draw.
 
-An image is made by one uniform number per decision (a token, or a bit), all drawn up front from the image's
-own seed. So an image does not depend on its neighbours in a batch, and two runs with the same seeds and
-different guidance differ by the guidance alone.
+The numbers behind a draw belong to the image's seed and to the cell, whatever is drawn beside it
+(:mod:`nextscale.generation.noise`), and two runs that share them and differ in guidance differ as little as a
+race allows (:mod:`nextscale.generation.race`).
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.generation.noise import Noise, Stream
+from nextscale.generation.race import ENTRIES_AT_ONCE, draw_bits, race, race_filtered
 from nextscale.kernels import fused_for
-from nextscale.nn.placement import CPU
 
 Sampler = Literal["paired", "greedy", "multinomial"]
 
-SORTED_ENTRIES = 2**18  # 2 MiB of whole numbers
+COLDEST: Final = 1e-30
+"""The least temperature that is divided by; float32 ends near 1e-38, and only the likeliest are left here."""
+
+
+class Limits(TypedDict):
+    """The arguments of :func:`filter_logits`."""
+
+    top_k: int
+    top_p: float
+    min_p: float
 
 
 @dataclass(frozen=True)
@@ -76,17 +85,19 @@ class Filters:
 
     def __call__(self, logits: Tensor, step: int = 0) -> Tensor:
         """Divided by the step's temperature and filtered, as a new tensor of the same shape."""
-        return filter_logits(
-            self.scaled(logits, step), top_k=self.top_k_at(step), top_p=self.top_p, min_p=self.min_p
-        )
+        return filter_logits(self.scaled(logits, step), **self.limits(step))
 
     def scaled(self, logits: Tensor, step: int) -> Tensor:
-        """Divided by the step's temperature."""
+        """Divide by the step's temperature, the largest logit being moved to 0, so that nothing overflows."""
         temperature = self.temperature[step] if isinstance(self.temperature, Sequence) else self.temperature
-        return logits if temperature == 1 else logits / temperature
+        if temperature == 1:
+            return logits
+        return (logits - logits.amax(-1, keepdim=True)) / max(temperature, COLDEST)
 
-    def top_k_at(self, step: int) -> int:
-        return self.top_k[step] if isinstance(self.top_k, Sequence) else self.top_k
+    def limits(self, step: int) -> Limits:
+        """What filters a step, as the arguments of :func:`filter_logits`."""
+        top_k = self.top_k[step] if isinstance(self.top_k, Sequence) else self.top_k
+        return {"top_k": top_k, "top_p": self.top_p, "min_p": self.min_p}
 
 
 def _values(given: Any) -> tuple[tuple[Any, ...], bool]:
@@ -117,94 +128,6 @@ def filter_logits(logits: Tensor, *, top_k: int = 0, top_p: float = 0.0, min_p: 
     return logits.masked_fill(~keep, -torch.inf)
 
 
-def inverse_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Choose by inverse CDF over the probabilities in descending order.
-
-    logits: ``(..., V)``, removed entries at minus infinity; uniform: float64 ``(...)`` in [0, 1).
-    Returns int64 ``(...)``: the first entry, likeliest first, whose cumulative probability exceeds the
-    uniform number. Arithmetic is float64, so that the outcome is the same on every device but for ties in the
-    logits.
-    """
-    if logits.device.type == "mps":  # Apple GPUs have no float64
-        return inverse_cdf(logits.cpu(), uniform).to(logits.device)
-    descending, order = logits.sort(dim=-1, descending=True, stable=True)
-    mass = _accumulated(descending, descending[..., :1])
-    target = uniform.to(mass.device).unsqueeze(-1) * mass[..., -1:]
-    rank = torch.searchsorted(mass, target, right=True).clamp_max_(mass.shape[-1] - 1)
-    return order.gather(-1, rank).squeeze(-1)
-
-
-def ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of every row and those tied with the k-th; descending, ties in the vocabulary's order.
-
-    logits: float32 ``(R, V)``. Returns values and int64 indices, both ``(R, n)``, n from k on: where a row
-    has more ties than another, the other's next smaller entries fill it up. On a GPU n is V, since to look
-    how many entries tie would be to wait for it.
-    """
-    if logits.device.type != "cpu":
-        return logits.sort(dim=-1, descending=True, stable=True)
-    # One whole number holds value and index, so that sorting such numbers, all different, sorts both. The
-    # bits of a float order as a whole number does, but for negative ones, whose lower 31 are flipped.
-    bits = (logits + 0.0).view(torch.int32)  # -0.0 becomes 0.0, its equal
-    flipped = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = (~flipped).long() << 32 | torch.arange(logits.shape[-1], device="cpu")
-    vocabulary = logits.shape[-1]
-    n = min(k + 1, vocabulary)
-    smallest = _smallest(keys, n)
-    kth = smallest[:, k - 1 : k] >> 32
-    if n > k and (smallest[:, k:] >> 32 == kth).any():
-        n = int((keys >> 32 <= kth).sum(-1).max())
-        smallest = _smallest(keys, n)
-    order = smallest & 0xFFFFFFFF
-    return logits.gather(-1, order), order
-
-
-def _smallest(keys: Tensor, n: int) -> Tensor:
-    """The n smallest of every row ``(R, V)`` in ascending order; the rows' entries change places."""
-    rows = keys.numpy()  # which numpy sorts several times as fast as torch does
-    if n < rows.shape[-1]:
-        rows.partition(n - 1, axis=-1)
-    found = rows[:, :n].copy()
-    found.sort(axis=-1)
-    return torch.from_numpy(found)
-
-
-def draw_ranked(
-    logits: Tensor, uniform: Tensor, *, top_k: int = 0, top_p: float = 0.0, min_p: float = 0.0
-) -> Tensor:
-    """``inverse_cdf(filter_logits(logits, ...), uniform)`` by sorting once; logits float32 ``(R, V)``.
-
-    In descending order every filter keeps a first part, and only of what ties with its last entry does it
-    matter which: top-p removes the first of them in the vocabulary, so the draw passes over those.
-    """
-    vocabulary = logits.shape[-1]
-    limit = top_k if 0 < top_k < vocabulary else vocabulary
-    values, order = ranked(logits, limit)  # (R, n)
-    fused = fused_for(values)
-    if fused is not None:
-        drawn: Tensor = fused.draw_sorted(values, order, uniform, limit=limit, top_p=top_p, min_p=min_p)
-        return drawn
-    kept = (values >= values[:, limit - 1 : limit]).sum(-1, keepdim=True)  # (R, 1), how many
-    rank = torch.arange(values.shape[-1], device=values.device)
-    weights = (values.double() - values[:, :1]).exp()
-    skipped = first = torch.zeros_like(kept)
-    if 0 < top_p < 1:
-        ascending = weights.masked_fill(rank >= kept, 0).flip(-1).cumsum(-1)
-        removed = (ascending <= (1 - top_p) * ascending[:, -1:]).sum(-1, keepdim=True)
-        kept = (values.shape[-1] - removed).clamp_min(1)
-        last = values.gather(-1, kept - 1)
-        first = (values > last).sum(-1, keepdim=True)  # where the ties of the last begin
-        skipped = (values >= last).sum(-1, keepdim=True) - kept
-    if min_p > 0:
-        likely = ((values - values[:, :1]).float().exp() >= min_p).sum(-1, keepdim=True)
-        kept = torch.minimum(kept, likely)
-    mass = weights.masked_fill(rank >= kept, 0).cumsum(-1)
-    target = uniform.to(mass.device).unsqueeze(-1) * mass[:, -1:]
-    place = torch.minimum(torch.searchsorted(mass, target, right=True), kept - 1)
-    place = torch.where(place < first, place, place + skipped).clamp_min(0)  # NaN compares with nothing
-    return order.gather(-1, place).squeeze(-1)
-
-
 def _accumulated(values: Tensor, largest: Tensor) -> Tensor:
     """Running sums of ``exp(values - largest)``: probabilities times a number that is the last of them.
 
@@ -215,35 +138,14 @@ def _accumulated(values: Tensor, largest: Tensor) -> Tensor:
     return (precise - largest).exp().cumsum(-1)
 
 
-class ImageNoise:
-    """The uniform numbers that make each image of a batch.
-
-    seeds: one per image. counts: decisions per step, in the order they are made. device: where the numbers
-    are wanted; they are sent there together, since every sending waits for what the device has to do before.
-    :attr:`generators` continue where the uniforms end, for whatever else a family draws.
-    """
-
-    def __init__(self, seeds: Sequence[int], counts: Sequence[int], device: torch.device = CPU) -> None:
-        self.generators = [torch.Generator().manual_seed(s) for s in seeds]
-        total = sum(counts)
-        drawn = torch.stack([torch.rand(total, dtype=torch.float64, generator=g) for g in self.generators])
-        self.drawn = drawn if device.type == "mps" else drawn.to(device)  # (B, all); mps has no float64
-        self.counts = list(counts)
-
-    def __getitem__(self, step: int) -> Tensor:
-        """float64 ``(B, decisions)`` in [0, 1)."""
-        return self.drawn.split(self.counts, dim=1)[step]
-
-
 class Drawer:
     """Draws the tokens of one batch, step by step.
 
-    sampler: paired: inverse CDF from :class:`ImageNoise`; greedy: the likeliest token; multinomial: one
-        ``torch.multinomial`` per step from a generator on ``device`` that starts at the first image's seed,
-        which is how the official code draws.
-    counts: decisions per step.
-    choices: how many logits one decision is made from: all of a position's (``None``), or 2 where a position
-        has several bits with two logits each.
+    sampler: paired: the race of :mod:`nextscale.generation.race`, from the images' :class:`Noise`; greedy:
+        the likeliest token; multinomial: one ``torch.multinomial`` per step from a generator on ``device``
+        that starts at the first image's seed, which is how the official code draws.
+    seeds: one per image; a tensor of them (see :class:`Noise`) for all samplers but multinomial.
+    bits: whether a position has several bits with two logits each, in place of one token.
     given: token maps ``(B, h, w)`` or ``(B, h, w, bits)`` of the first steps, taken in place of drawn ones.
     """
 
@@ -251,64 +153,62 @@ class Drawer:
         self,
         sampler: Sampler,
         filters: Filters,
-        seeds: Sequence[int],
-        counts: Sequence[int],
+        seeds: Sequence[int] | Tensor,
         device: torch.device,
         *,
-        choices: int | None = None,
+        bits: bool = False,
         given: Sequence[Tensor] = (),
     ) -> None:
         if sampler not in get_args(Sampler):
             raise InvalidArgumentError(f"unknown sampler {sampler!r}; known: {', '.join(get_args(Sampler))}")
-        self.sampler, self.filters, self.choices = sampler, filters, choices
+        self.sampler, self.filters, self.bits = sampler, filters, bits
         self.given = [maps.to(device).flatten(1, 2) for maps in given]
-        self.noise = ImageNoise(seeds, counts, device)
-        self.generator = torch.Generator(device).manual_seed(seeds[0])
-
-    def reading(self, numbers: Tensor) -> Drawer:
-        """The same draws from a copy of the uniform numbers, ``noise.drawn``, that lies elsewhere."""
-        other = copy.copy(self)
-        other.noise = copy.copy(self.noise)
-        other.noise.drawn = numbers
-        return other
+        self.noise = Noise(seeds, device)
+        if sampler == "multinomial":
+            self.generator = torch.Generator(device).manual_seed(int(seeds[0]))
 
     def __call__(self, logits: Tensor, step: int, positions: Tensor | None = None) -> Tensor:
-        """Guided logits ``(B, l, C)`` to tokens ``(B, l)``.
+        """Guided logits ``(B, l, C)`` to tokens ``(B, l)``, or to bits ``(B, l, C / 2)``.
 
-        With ``choices`` the logits count as ``(B, l, C / choices, choices)`` and the tokens are ``(B, l, C /
-        choices)``. positions: int64 ``(B, l)``, the row-major cells of the grid where a step draws only some.
+        positions: int64 ``(B, l)``, the row-major cells of the grid where a step draws only some.
         """
-        if self.choices is not None:
-            logits = logits.unflatten(-1, (-1, self.choices))
-        tokens = self._draw(logits, step, positions)
-        if step < len(self.given):
-            return self.given[step] if positions is None else self.given[step].gather(1, positions)
-        return tokens
-
-    def _draw(self, logits: Tensor, step: int, positions: Tensor | None) -> Tensor:
-        if self.sampler == "greedy":
-            return logits.argmax(-1)
-        if self.sampler == "multinomial":
+        logits = logits.unflatten(-1, (-1, 2)) if self.bits else logits
+        given = self.given[step] if step < len(self.given) else None
+        if self.sampler == "multinomial":  # draws in any case, since later steps go on in its numbers
             rows = self.filters(logits, step).float().softmax(-1).flatten(0, -2)
             drawn = torch.multinomial(rows, 1, replacement=True, generator=self.generator)
-            return drawn.view(logits.shape[:-1])
-        numbers = self.noise[step]
-        if positions is not None:
-            numbers = numbers.gather(1, positions.to(numbers.device))
-        return self._by_inverse_cdf(logits, step, numbers.view(logits.shape[:-1]))
+            tokens = drawn.view(logits.shape[:-1])
+        if given is not None:
+            tokens = given if positions is None else given.gather(1, positions)
+        elif self.sampler == "greedy":
+            tokens = logits.argmax(-1)
+        elif self.sampler == "paired":
+            device = self.noise.seeds.device  # not the logits' own where that has no float64
+            scaled = self.filters.scaled(logits, step).float().to(device)
+            draw = self._paired_bits if self.bits else self._paired_tokens
+            tokens = draw(scaled, step, positions).to(logits.device)
+        return tokens
 
-    def _by_inverse_cdf(self, logits: Tensor, step: int, numbers: Tensor) -> Tensor:
-        filters, device = self.filters, logits.device
-        scaled = filters.scaled(logits, step).float().flatten(0, -2)
-        if device.type == "mps":  # which has no float64
-            scaled = scaled.cpu()
-        # On a CPU, so many rows at a time that they stay in its caches.
-        rows = max(1, SORTED_ENTRIES // scaled.shape[-1]) if scaled.device.type == "cpu" else len(scaled)
-        kept: dict[str, Any] = {
-            "top_k": filters.top_k_at(step),
-            "top_p": filters.top_p,
-            "min_p": filters.min_p,
-        }
-        pairs = zip(scaled.split(rows), numbers.flatten().split(rows), strict=True)
-        tokens = torch.cat([draw_ranked(some, uniform, **kept) for some, uniform in pairs])
-        return tokens.view(logits.shape[:-1]).to(device)
+    def _paired_bits(self, pairs: Tensor, step: int, positions: Tensor | None) -> Tensor:
+        """Logits ``(B, l, bits, 2)``, divided by the temperature, to bits."""
+        cells = pairs.shape[1] if positions is None else positions
+        words = self.noise.words(Stream.TOKENS, step, cells, pairs.shape[2])
+        return draw_bits(filter_logits(pairs, **self.filters.limits(step)), words)
+
+    def _paired_tokens(self, logits: Tensor, step: int, positions: Tensor | None) -> Tensor:
+        """Logits ``(B, l, V)``, divided by the temperature, to tokens."""
+        limits, rows = self.filters.limits(step), logits.flatten(0, 1)
+        fused = fused_for(rows)
+        if fused is not None:
+            where = {"stream": int(Stream.TOKENS), "step": step, "cells": positions}
+            drawn: Tensor = fused.race_sorted(
+                *rows.sort(dim=-1, descending=True, stable=True), self.noise.seeds, **where, **limits
+            )
+            return drawn.view(logits.shape[:2])
+        keys = self.noise.keys(Stream.TOKENS, step, logits.shape[1] if positions is None else positions)
+        keys = keys.flatten()
+        if rows.device.type != "cpu":
+            return race(filter_logits(rows, **limits), keys).view(logits.shape[:2])
+        at_once = max(1, ENTRIES_AT_ONCE // rows.shape[-1])
+        parts = zip(rows.split(at_once), keys.split(at_once), strict=True)
+        return torch.cat([race_filtered(some, key, **limits) for some, key in parts]).view(logits.shape[:2])

@@ -9,7 +9,7 @@ steps: VAR and HART let t rise linearly from 0 at the first step, Infinity takes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -25,11 +25,16 @@ from nextscale.guidance.base import (
     compute_dtype,
     require_branch,
 )
+from nextscale.guidance.removed import keep_removed
 from nextscale.guidance.schedules import (
+    StepStrength,
     Strength,
     StrengthLike,
+    by_step,
     check_number,
     check_strength,
+    is_single,
+    picture_rows,
     resolve_strength,
     settings_from_dict,
     strength_to_json,
@@ -46,13 +51,14 @@ _SETTINGS = ("scale", "convention", "ramp")
 
 
 def classifier_free_guidance(
-    cond: Tensor, uncond: Tensor, *, scale: float, convention: Convention = "extra"
+    cond: Tensor, uncond: Tensor, *, scale: float | Sequence[float], convention: Convention = "extra"
 ) -> Tensor:
     """Combine two branches, exactly as the formula of the convention is written.
 
     Args:
-        cond, uncond: logits, or hidden states where a model guides those; any equal shapes.
-        scale: t for ``"extra"``, s for ``"interpolate"``.
+        cond, uncond: logits, or hidden states where a model guides those; any equal shapes. A choice that is
+            ``-inf`` in ``cond`` stays so.
+        scale: t for ``"extra"``, s for ``"interpolate"``; or one for each picture, along the first axis.
         convention: see the module.
 
     Returns:
@@ -60,24 +66,74 @@ def classifier_free_guidance(
         ``cond`` itself, the same tensor.
 
     Raises:
-        GridError: if the shapes differ.
-        InvalidArgumentError: for an unknown convention, a scale that is negative or not finite, or integer
-            logits.
+        GridError: if the shapes differ, or there is another number of scales than of pictures.
+        InvalidArgumentError: for an unknown convention, a scale that is negative, not finite or beyond
+            :data:`~nextscale.guidance.schedules.MOST`, or integer logits; and on a CPU, where the result
+            would be NaN or infinite otherwise.
+    """
+    if isinstance(scale, Sequence):
+        values = [check_number(value, f"scale[{index}]") for index, value in enumerate(scale)]
+        return combine_each(cond, uncond, values, convention, _one)
+    return _one(cond, uncond, check_number(scale, "scale"), convention)
+
+
+def _one(cond: Tensor, uncond: Tensor, scale: float, convention: Convention) -> Tensor:
+    combined = combine(cond, uncond, scale, convention)
+    if combined is cond:
+        return cond
+    base = uncond if convention == "interpolate" and scale == 0 else cond
+    return keep_removed(combined, base, {"cond": cond, "uncond": uncond}, f"scale {scale:g}")
+
+
+def combine(cond: Tensor, uncond: Tensor, scale: StepStrength, convention: Convention) -> Tensor:
+    """:func:`classifier_free_guidance` as it is in a generation: numbers are not looked at.
+
+    Raises:
+        GridError: if the shapes differ, or there is another number of scales than of pictures.
+        InvalidArgumentError: for an unknown convention or integer logits.
     """
     check_convention(convention)
     if cond.shape != uncond.shape:
         raise GridError(
             f"the branches differ in shape: cond {tuple(cond.shape)}, uncond {tuple(uncond.shape)}"
         )
-    scale = check_number(scale, "scale")
+    if isinstance(scale, tuple):
+        return combine_each(cond, uncond, scale, convention, combine)
     if scale == _NEUTRAL[convention]:
         return cond
     dtype = compute_dtype(cond, uncond)
+    if convention == "interpolate" and scale == 0:
+        return uncond.to(cond.dtype, copy=True)  # 0 times an infinity is none
     c, u = cond.to(dtype), uncond.to(dtype)
     combined = (
         ((1 + scale) * c).sub_(scale * u) if convention == "extra" else (scale * c).add_((1 - scale) * u)
     )
     return combined.to(cond.dtype)
+
+
+def combine_each(
+    cond: Tensor,
+    uncond: Tensor,
+    scales: Sequence[float],
+    convention: Convention,
+    one: Callable[[Tensor, Tensor, float, Convention], Tensor],
+) -> Tensor:
+    """Combine the branches of every picture with a scale of its own, as ``one`` does for a single scale.
+
+    scales: one for each entry of the branches' first axis. If all are neutral, the result is ``cond`` itself.
+    Raises GridError if the shapes differ, or there is another number of scales than of pictures.
+    """
+    if cond.ndim == 0 or cond.shape != uncond.shape or len(scales) != len(cond):
+        raise GridError(
+            f"{len(scales)} scales, one a picture, for branches {tuple(cond.shape)} and {tuple(uncond.shape)}"
+        )
+    if all(scale == _NEUTRAL[convention] for scale in scales):
+        return cond
+    combined = cond.clone()
+    for scale in dict.fromkeys(scales):
+        rows = [index for index, own in enumerate(scales) if own == scale]
+        combined[rows] = one(cond[rows], uncond[rows], scale, convention)
+    return combined
 
 
 @dataclass(frozen=True)
@@ -86,6 +142,7 @@ class ClassifierFreeGuidance:
 
     scale: t (``"extra"``) or s (``"interpolate"``): a number, one value per step, or a callable that gets
         every :class:`GuidanceStep` once, when a generation begins, and returns a number. Finite, at least 0.
+        Or per picture: ``(B, 1)``, a number for each, or ``(B, steps)``.
     convention: ``"extra"`` or ``"interpolate"``, see the module.
     ramp: how a number is spread over K steps. ``"constant"``; ``"linear"``: from neutral at the first step to
         ``scale`` at the last, in proportion to k / (K - 1), neutral if K = 1; ``"linear-hold"``: the same,
@@ -105,7 +162,7 @@ class ClassifierFreeGuidance:
     ) -> None:
         check_convention(convention)
         checked = check_strength(scale, "scale")
-        single = isinstance(checked, float)
+        single = is_single(checked)
         if ramp is None:
             ramp = "linear" if single and convention == "extra" else "constant"
         if ramp not in RAMPS:
@@ -122,23 +179,30 @@ class ClassifierFreeGuidance:
     @property
     def branches(self) -> tuple[str, ...]:
         """``("cond",)`` if every step is neutral, else ``("cond", "uncond")``, as for any callable."""
-        values = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        rows = self.scale if isinstance(self.scale, tuple) else (self.scale,)
+        values = [value for row in rows for value in (row if isinstance(row, tuple) else (row,))]
         if all(value == _NEUTRAL[self.convention] for value in values):
             return (CONDITIONAL,)
         return (CONDITIONAL, UNCONDITIONAL)
 
-    def scales(self, grids: Iterable[Sequence[int]]) -> tuple[float, ...]:
-        """The t or s of every step of a generation over these grids.
+    def scales(self, grids: Iterable[Sequence[int]]) -> tuple[StepStrength, ...]:
+        """The t or s of every step of a generation over these grids; one per picture where they differ.
 
         Raises:
             InvalidArgumentError: if the values given per step are not one per step.
         """
         checked = as_grids(grids)
-        if self.ramp == "constant" or not isinstance(self.scale, float):
+        rows = picture_rows(self.scale)
+        if self.ramp == "constant" or not is_single(self.scale):
             return resolve_strength(self.scale, checked, name="scale")
-        neutral, last = _NEUTRAL[self.convention], len(checked) - 1
+        if rows is not None:
+            return by_step([self._ramped(float(row), len(checked)) for row in rows])  # type: ignore[arg-type]
+        return self._ramped(float(self.scale), len(checked))  # type: ignore[arg-type]
+
+    def _ramped(self, scale: float, steps: int) -> tuple[float, ...]:
+        neutral, last = _NEUTRAL[self.convention], steps - 1
         # scale * (k / (K - 1)) in this order: the rounding of the official code.
-        ramped = [neutral + (self.scale - neutral) * (index / max(last, 1)) for index in range(len(checked))]
+        ramped = [neutral + (scale - neutral) * (index / max(last, 1)) for index in range(steps)]
         if self.ramp == "linear-hold" and last > 0:
             ramped[last] = ramped[last - 1]
         return tuple(ramped)
@@ -176,7 +240,7 @@ class ClassifierFreeGuidance:
 class ClassifierFreeState:
     """One generation of :class:`ClassifierFreeGuidance`; it remembers nothing."""
 
-    def __init__(self, scales: Sequence[float], convention: Convention) -> None:
+    def __init__(self, scales: Sequence[StepStrength], convention: Convention) -> None:
         self._scales = tuple(scales)
         self._convention = convention
 
@@ -192,7 +256,7 @@ class ClassifierFreeState:
         if scale == _NEUTRAL[self._convention]:
             return cond
         uncond = require_branch(branches, UNCONDITIONAL)
-        return classifier_free_guidance(cond, uncond, scale=scale, convention=self._convention)
+        return combine(cond, uncond, scale, self._convention)
 
     def end(self) -> None:
         """Nothing to drop."""

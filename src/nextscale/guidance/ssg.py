@@ -39,8 +39,10 @@ from nextscale.guidance.prior import (
     spatial_operator,
     spatial_prior,
 )
+from nextscale.guidance.removed import keep_removed
 from nextscale.guidance.schedules import (
     ScheduleName,
+    StepStrength,
     Strength,
     StrengthLike,
     check_number,
@@ -84,12 +86,12 @@ def scaled_spatial_guidance(
 
     Args:
         logits: of this step, ``(..., h_fine * w_fine, C)``, cells row by row; or bit logits
-            ``(B, h_fine * w_fine, bits, 2)``. Before temperature and filters: all finite, since a ``-inf`` in
-            ``previous`` becomes NaN all over its channel.
+            ``(B, h_fine * w_fine, bits, 2)``. Before temperature and filters: finite, but for choices that
+            are forbidden, ``-inf`` in all cells of both; what is ``-inf`` here stays so.
         previous: of the step before, the same shape but for ``h_coarse * w_coarse`` cells.
         coarse: ``(height, width)`` of ``previous``.
         fine: ``(height, width)`` of ``logits``, along no axis smaller than ``coarse``.
-        beta: the strength, finite and at least 0.
+        beta: the strength, at least 0 and at most :data:`~nextscale.guidance.schedules.MOST`.
         kind: ``"nearest"``, ``"bilinear"``, ``"dct"`` or ``"dse"``, see :func:`prior_operator`.
         norm: ``"ortho"``, ``"forward"`` or ``"backward"``, see :func:`prior_operator`.
         position_dim: the axis that counts cells, the same in both tensors. ``None`` finds it: the second last
@@ -105,11 +107,27 @@ def scaled_spatial_guidance(
 
     Raises:
         GridError: if the grids do not fit each other or the tensors, or the tensors each other.
-        InvalidArgumentError: for a bad beta, an unknown kind or norm, or integer logits.
+        InvalidArgumentError: for a bad beta, an unknown kind or norm, or integer logits; and on a CPU, where
+            logits that were finite would become NaN or infinite. (On a GPU they do: to look is to wait.)
     """
+    beta = check_number(beta, "beta")
+    guided = _guided(logits, previous, coarse, fine, beta, kind, norm, position_dim)
+    return keep_removed(guided, logits, {"previous": previous}, f"beta {beta:g}")
+
+
+def _guided(
+    logits: Tensor,
+    previous: Tensor,
+    coarse: Sequence[int],
+    fine: Sequence[int],
+    beta: float,
+    kind: PriorKind,
+    norm: Norm,
+    position_dim: int | None,
+) -> Tensor:
+    """:func:`scaled_spatial_guidance` as it is in a generation: numbers are not looked at."""
     coarse, fine = check_growth(coarse, fine)
     check_prior(kind, norm)
-    beta = check_number(beta, "beta")
     dtype = compute_dtype(logits, previous)
     dim = _common_position_dim(logits, previous, coarse, fine, position_dim)
     if beta == 0.0:
@@ -149,7 +167,8 @@ class ScaledSpatialGuidance:
 
     beta: the strength: a number, one value per step (the first is unused), a callable that gets every
         :class:`GuidanceStep` once, when a generation begins, and returns a number, or ``None`` for the
-        default of the model, and :data:`DEFAULT_BETA` where it has none. Finite, at least 0.
+        default of the model, and :data:`DEFAULT_BETA` where it has none. Finite, at least 0. Or per picture:
+        ``(B, 1)``, a number for each, or ``(B, steps)``.
     schedule: how a number is spread over the steps: ``"constant"`` (the default), ``"linear"``,
         ``"cosine"`` or ``"bandwidth"``, see :mod:`nextscale.guidance.schedules`.
     prior: ``"dse"`` (the default), ``"dct"``, ``"bilinear"`` or ``"nearest"``.
@@ -217,8 +236,9 @@ class ScaledSpatialGuidance:
             del named["start"]
         return replace(model, **named)
 
-    def betas(self, grids: Iterable[Sequence[int]]) -> tuple[float, ...]:
-        """The strength that acts at every step: 0 at the first one and outside of ``start`` and ``stop``.
+    def betas(self, grids: Iterable[Sequence[int]]) -> tuple[StepStrength, ...]:
+        """The strength that acts at every step, one per picture where they differ: 0 at the first one and
+        outside of ``start`` and ``stop``.
 
         Raises:
             InvalidArgumentError: if the values given per step are not one per step, or a callable gives a bad
@@ -305,33 +325,44 @@ class ScaledSpatialState:
         beta, memory = self._betas[step.index], self._memory
         if beta == 0.0 or memory is None or memory.step != step.index - 1:
             return logits
-        coarse, fine = self._grids[memory.step], step.grid
-        kind, norm = self._prior, self._norm
+        if isinstance(beta, tuple):
+            return self._guide_each(step, logits, memory, beta)
         guided = None if step.positions is not None else memory.kept.accumulate(logits, beta)
         if guided is not None:
             return guided
-        previous = memory.kept.logits
-        if step.positions is not None:
+        return self._guide_all(step, logits, memory.kept.logits, step.positions, beta)
+
+    def _guide_each(
+        self, step: GuidanceStep, logits: Tensor, memory: _Memory, betas: tuple[float, ...]
+    ) -> Tensor:
+        """Pictures of one strength together, each as it would be guided without the others."""
+        if len(betas) != len(logits):
+            raise GridError(f"{len(betas)} strengths, one a picture, for logits {tuple(logits.shape)}")
+        guided, previous = logits.clone(), memory.kept.logits
+        for beta in dict.fromkeys(betas):
+            rows = [index for index, own in enumerate(betas) if own == beta]
+            if beta:
+                positions = None if step.positions is None else step.positions[rows]
+                guided[rows] = self._guide_all(step, logits[rows], previous[rows], positions, beta)
+        return guided
+
+    def _guide_all(
+        self, step: GuidanceStep, logits: Tensor, previous: Tensor, positions: Tensor | None, beta: float
+    ) -> Tensor:
+        coarse, fine = self._grids[step.index - 1], step.grid
+        kind, norm = self._prior, self._norm
+        if positions is not None:
             previous = previous.to(compute_dtype(logits, previous))
             prior = spatial_prior(
                 previous, coarse=coarse, fine=fine, kind=kind, norm=norm, position_dim=_LOOP_POSITION_DIM
             )
-            return _guide_at(logits, prior, step.positions, beta)
-        return scaled_spatial_guidance(
-            logits,
-            previous,
-            coarse=coarse,
-            fine=fine,
-            beta=beta,
-            kind=kind,
-            norm=norm,
-            position_dim=_LOOP_POSITION_DIM,
-        )
+            return _guide_at(logits, prior, positions, beta)
+        return _guided(logits, previous, coarse, fine, beta, kind, norm, _LOOP_POSITION_DIM)
 
     def _remember(self, index: int, logits: Tensor) -> None:
         following = index + 1
         self._memory = None
-        if following < len(self._betas) and self._betas[following] > 0.0:
+        if following < len(self._betas) and self._betas[following] != 0.0:
             # A copy: samplers, the official ones among them, filter logits in place.
             grids = self._grids[index], self._grids[following]
             self._memory = _Memory(index, Remembered(logits, *grids, self._prior, self._norm))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.nn.autoencoder import NORM_GROUPS, Decoder, Encoder
+from nextscale.nn.bounds import bounded
 from nextscale.nn.quantizer import MultiScaleQuantizer, Quantized, shrink
 from nextscale.recording import Recordings
 from nextscale.scales import Grid, ScaleSchedule
@@ -181,7 +182,7 @@ class ResidualTokenizer(nn.Module):
 
     def _decoded(self, f_hat: Tensor) -> tuple[Tensor]:
         pictures: Tensor = self.decoder(self.post_quant_conv(f_hat.to(self.dtype)))
-        return (pictures.float().clamp(-1, 1),)
+        return (bounded(pictures),)
 
     def partial_sums(
         self,

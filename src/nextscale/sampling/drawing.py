@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nextscale.errors import InvalidArgumentError, SamplingError
+from nextscale.errors import InvalidArgumentError, NotFiniteError
+from nextscale.generation.finite import check_steps, finite_rows
 from nextscale.generation.loop import StepInfo
 from nextscale.sampling.plan import RunPlan
+from nextscale.scales import Grid
 
 Note = Callable[[str], None]
 CPU_GROUP = 2  # the smallest batch whose matrix products are computed like those of larger ones
@@ -47,42 +49,40 @@ class RunPictures:
 
         Fewer pictures than that are filled up with copies of the last one, which are thrown away.
         digests: one hash object for each picture, to take in every number behind it.
-        Raises SamplingError, naming step and picture, where logits are not finite.
+        Raises NotFiniteError, naming the picture, where logits or pixels are NaN or infinite.
         """
         padded = [*wanted, *[wanted[-1]] * (shape - len(wanted))]
-        watch = _Watch(padded[: len(wanted)], digests or [])
-        out = self.pipe(
-            [self.subject(i) for i in padded],
-            seed=[self.seed + i for i in padded],
-            batch_size=shape,
-            output_type="pt",
-            on_step=watch,
-            **self.arguments,
-        )
+        watch = _Watch(digests or [])
+        try:
+            out = self.pipe(
+                [self.subject(i) for i in padded],
+                seed=[self.seed + i for i in padded],
+                batch_size=shape,
+                output_type="pt",
+                on_step=watch,
+                **self.arguments,
+            )
+            dtype = getattr(torch, out.settings["dtype"])
+            check_steps(torch.stack(watch.finite).cpu(), watch.steps, dtype)
+        except NotFiniteError as error:
+            raise error.of(padded[error.picture]) from None
         images: Tensor = out.images[: len(wanted)]
-        if not bool(images.isfinite().all()):
-            bad = next(i for i, image in zip(wanted, images, strict=True) if not bool(image.isfinite().all()))
-            raise SamplingError(f"picture {bad} has pixels that are not finite; its logits were")
         for digest, image in zip(digests or [], images, strict=False):
             digest.update(image.contiguous().numpy())
         return images
 
 
 class _Watch:
-    """A step callback: stops at logits that are no numbers, and feeds digests."""
+    """A step callback that notes whose logits were finite, without waiting for them, and feeds digests."""
 
-    def __init__(self, wanted: Sequence[int], digests: Sequence[Any]) -> None:
-        self.wanted, self.digests = wanted, digests
+    def __init__(self, digests: Sequence[Any]) -> None:
+        self.digests = digests
+        self.finite: list[Tensor] = []
+        self.steps: list[tuple[int, Grid]] = []
 
     def __call__(self, info: StepInfo) -> None:
-        finite = info.guided.isfinite().flatten(1).all(1)[: len(self.wanted)]
-        if not bool(finite.all()):
-            picture = self.wanted[int(finite.logical_not().nonzero()[0])]
-            raise SamplingError(
-                f"logits are NaN or infinite at step {info.index + 1} ({info.grid[0]} x {info.grid[1]}) of "
-                f"picture {picture}; the weights may be damaged, or the dtype too small for them "
-                f"(--dtype float32)"
-            )
+        self.finite.append(finite_rows(info.guided))
+        self.steps.append((info.index, info.grid))
         if self.digests:
             for digest, logits in zip(self.digests, info.guided.cpu(), strict=False):
                 digest.update(logits.contiguous().numpy())

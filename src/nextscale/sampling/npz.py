@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +35,7 @@ class NpzWriter:
     """
 
     def __init__(self, path: Path, count: int, size: tuple[int, int]) -> None:
+        self._path = path
         self._archive = zipfile.ZipFile(path, "w")
         self._member = self._archive.open(entry(IMAGES), "w", force_zip64=True)
         write_header(self._member, (count, *size, 3))
@@ -43,13 +45,15 @@ class NpzWriter:
         self._member.write(np.ascontiguousarray(pixels).tobytes())
 
     def finish(self, labels: Iterable[int] | None) -> None:
-        """The classes, if there are any, and the end of the archive."""
+        """The classes, if there are any, and the end of the archive; then all of it is on the disk."""
         self._member.close()
         if labels is not None:
             with self._archive.open(entry(LABELS), "w", force_zip64=True) as member:
                 array = np.fromiter(labels, dtype=np.int64)
                 np.lib.format.write_array(member, array, allow_pickle=False)
         self._archive.close()
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def abandon(self) -> None:
         """Close the file as it is; it is going to be thrown away."""

@@ -78,7 +78,7 @@ class RunPlan:
         _require_whole("seed", self.seed, 0)
         if self.seed + self.count > SEED_LIMIT:
             raise InvalidArgumentError(
-                f"seeds are from 0 up to 2^32, and {self.count:,} of them from {self.seed} go beyond"
+                f"seeds are from 0 up to 2^64, and {self.count:,} of them from {self.seed} go beyond"
             )
         for name, known in (("format", get_args(Format)), ("image_format", get_args(ImageFormat))):
             if getattr(self, name) not in known:

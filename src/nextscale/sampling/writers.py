@@ -130,7 +130,7 @@ class ParquetShard:
             ("image", image),
             (self._subject, label),
             ("index", pyarrow.int64()),
-            ("seed", pyarrow.int64()),
+            ("seed", pyarrow.uint64()),
         ]
         features = {"image": {"_type": "Image"}}
         features |= {name: {"dtype": str(kind), "_type": "Value"} for name, kind in fields if name != "image"}
@@ -195,7 +195,7 @@ class NpzShard:
     """A part of an ADM batch, of which the run makes one file when all parts are there."""
 
     def __init__(self, plan: RunPlan, shard: int, path: Path) -> None:
-        self.plan, self.path = plan, path
+        self.plan = plan
         self.labels: list[int] = []
         self._writer = NpzWriter(path, len(plan.span(shard)), plan.size)
 
@@ -206,8 +206,6 @@ class NpzShard:
 
     def finish(self) -> None:
         self._writer.finish(self.labels if self.plan.key == "labels" else None)
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
 
     def abandon(self) -> None:
         self._writer.abandon()

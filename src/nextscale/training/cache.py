@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nextscale.errors import CheckpointError, warn
 from nextscale.families.infinity.tokenizer import InfinityTokenizer
 from nextscale.families.var.tokenizer import VARTokenizer
+from nextscale.training.checkpoint import read_whole, write_whole
 from nextscale.training.data import ImageSource, to_float
+from nextscale.training.digest import pictures_digest
+from nextscale.training.sizes import height_width
 from nextscale.training.trainer import Reporter
-from nextscale.training.views import TURNS, turned
+from nextscale.training.views import TURNS, check_square, turned
+from nextscale.weights.digest import text_digest, weights_digest
 
 AnyTokenizer = VARTokenizer | InfinityTokenizer
 Encode = Callable[[Tensor], Tensor]  # pictures (B, 3, H, W) in [-1, 1] -> what is kept of them, (B, ...)
@@ -38,6 +39,8 @@ def encode_dataset(
     flip: also mirrored. turn: also turned by one, two and three quarters; with both there are eight views.
     The first view is the picture as it is.
     """
+    if turn:
+        check_square(height_width(data.size))
     views = [(mirrored, k) for mirrored in (False, True)[: 1 + flip] for k in (TURNS if turn else (0,))]
     started, done, total = time.monotonic(), 0, len(data) * len(views)
     sets = []
@@ -67,28 +70,36 @@ def cached(
 ) -> Tensor:
     """:func:`encode_dataset`, kept in a file so that a resumed run need not encode again.
 
-    tokenizer: what ``encode`` works with. The file also says what it was made from; with another tokenizer or
-    other data it is made anew.
+    tokenizer: what ``encode`` works with. The file also says what it was made from, by digests of all
+    pictures and of the tokenizer; with others, and where it is damaged, it is made anew. If it cannot be
+    written, the training goes on without it, with a warning.
     """
-    origin = _fingerprint(tokenizer, data, f"{flip} turned" if turn else str(flip))
-    if path.exists():
-        with contextlib.suppress(pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-            kept = torch.load(path, weights_only=True)
-            if isinstance(kept, dict) and kept.get("origin") == origin:
-                tokens: Tensor = kept["tokens"]
-                return tokens
+    views = (1 + flip) * (len(TURNS) if turn else 1)
+    origin = _origin(tokenizer, data, f"{flip} turned" if turn else str(flip))
+    kept = _kept(path, origin, (views, len(data)))
+    if kept is not None:
+        return kept
     tokens = encode_dataset(encode, data, flip=flip, turn=turn, report=report)
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # several processes may be at it
-    torch.save({"origin": origin, "tokens": tokens}, partial)
-    os.replace(partial, path)
+    try:
+        write_whole({"origin": origin, "tokens": tokens}, path)
+    except OSError as error:
+        warn(f"{error}; the training goes on, and will encode again when it is resumed")
     return tokens
 
 
-def _fingerprint(tokenizer: AnyTokenizer, data: ImageSource, views: str) -> str:
-    """A hash of what the outcome depends on: the tokenizer's weights, the labels, some of the pictures."""
-    digest = hashlib.sha256(f"{len(data)} {views} {tokenizer.schedule}".encode())
-    parts = [*tokenizer.state_dict().values(), data.labels]
-    parts.append(data.batch(torch.linspace(0, len(data) - 1, 16).long()))
-    for tensor in parts:
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _kept(path: Path, origin: str, shape: tuple[int, int]) -> Tensor | None:
+    """What a file holds, if it is whole and of this origin."""
+    try:
+        found = read_whole(path) if path.exists() else None
+    except CheckpointError:
+        return None
+    if not isinstance(found, dict) or found.get("origin") != origin:
+        return None
+    tokens = found.get("tokens")
+    return tokens if isinstance(tokens, Tensor) and tuple(tokens.shape[:2]) == shape else None
+
+
+def _origin(tokenizer: AnyTokenizer, data: ImageSource, views: str) -> str:
+    """A digest of what the outcome depends on: pictures, and the tokenizer's sizes and weights."""
+    made_by = f"{tokenizer.config} {weights_digest(tokenizer)}"
+    return text_digest(f"{made_by} {pictures_digest(data, times=True)} {views}")

@@ -1,4 +1,4 @@
-"""Labelled pictures from a folder, parquet files in the hub's layout, or a ``datasets`` id.
+"""Labelled pictures of one size: what the trainers read, from whatever :mod:`nextscale.data` opens.
 
 Everything the trainers need is "give me these rows as a uint8 batch": :class:`ImageSource`. Pictures that
 already have the right size are decoded once and kept; larger ones are decoded when asked for.
@@ -7,28 +7,34 @@ already have the right size are decoded once and kept; larger ones are decoded w
 from __future__ import annotations
 
 import contextlib
-import importlib
-import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from nextscale.errors import DataError, MissingDependencyError
+from nextscale.data.classes import check_every_class
+from nextscale.data.folders import without_pictures
+from nextscale.data.opening import TRAIN, find_part, open_pictures, parts_of
+from nextscale.data.pictures import Pictures, fault_list
+from nextscale.data.resizing import pixels_of, training_crop
+from nextscale.data.tables import NoSuchSplitError
+from nextscale.errors import DataError, InvalidArgumentError, warn
+from nextscale.pixels import Encoded
+from nextscale.training.sizes import Size, height_width
+from nextscale.training.wording import named
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-IMAGE_COLUMNS = ("img", "image", "jpg", "png")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "cls")
-TRAIN, HELD_OUT = "train", ("test", "validation", "valid", "val")
+HELD_OUT = ("test", "validation", "valid", "val")
 CACHE_BYTES = 2 << 30
-ENLARGE = 1.125  # shorter side before the crop, relative to the target (VAR's published data pipeline)
+Check = Literal["headers", "full"]
+
+
+class BrokenPicturesError(DataError):
+    """Some pictures cannot be read; they could be skipped."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +44,40 @@ class ImageSource:
     read: row -> PIL image.
     labels: int64 ``(N,)``.
     class_names: one per class, or empty when the source has none.
-    size: pixels per side of what :meth:`batch` returns.
-    cache: all pictures as uint8 ``(N, 3, size, size)`` where they fit and need no resizing, else ``None``.
+    size: pixels per side of what :meth:`batch` returns, or ``(height, width)``.
+    cache: all pictures as uint8 ``(N, 3, height, width)`` where they fit and need no resizing, else ``None``.
+    labelled: whether the labels are more than zeros. origin: where the pictures are from, for messages.
+    empty: folders that could be classes and hold no pictures.
+    stand_in: let another picture of the same class stand in for one that turns out to be broken, and say so.
+    encoded: row -> the picture's file, or its bytes, by which a run knows its pictures again; see
+        :func:`~nextscale.training.digest.pictures_digest`.
     """
 
     read: Callable[[int], Image.Image]
     labels: Tensor
     class_names: tuple[str, ...]
-    size: int
+    size: Size
     cache: Tensor | None = None
+    labelled: bool = True
+    origin: str = "the data"
+    empty: tuple[str, ...] = ()
+    stand_in: bool = False
+    encoded: Callable[[int], Encoded] | None = None
+
+    @classmethod
+    def of(cls, pictures: Pictures, size: Size, origin: str, *, stand_in: bool = False) -> ImageSource:
+        """Pictures as they were found."""
+        return cls(
+            pictures.read,
+            pictures.labels,
+            pictures.class_names,
+            size,
+            labelled=pictures.labelled,
+            origin=origin,
+            empty=pictures.empty,
+            stand_in=stand_in,
+            encoded=pictures.encoded,
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,24 +87,52 @@ class ImageSource:
         return max(len(self.class_names), int(self.labels.max()) + 1)
 
     def batch(self, rows: Sequence[int] | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """uint8 ``(B, 3, size, size)``. With a generator crops are random, otherwise central."""
+        """uint8 ``(B, 3, height, width)``. With a generator crops are random, otherwise central."""
         rows = torch.as_tensor(rows)
         if self.cache is not None:
             return self.cache[rows]
         places = (
             torch.rand(len(rows), 2, generator=generator) if generator else torch.full((len(rows), 2), 0.5)
         )
+        size = height_width(self.size)
         with ThreadPoolExecutor() as pool:  # decoding and resizing release the interpreter lock
             return torch.stack(
-                list(pool.map(lambda r, p: _crop(self.read(int(r)), self.size, p), rows, places.tolist()))
+                list(
+                    pool.map(
+                        lambda r, p: training_crop(self._readable(int(r)), size, p),
+                        rows,
+                        places.tolist(),
+                    )
+                )
             )
+
+    def _readable(self, row: int) -> Image.Image:
+        """The picture of a row, or, where that is allowed, the next one of its class that is not broken."""
+        try:
+            return self.read(row)
+        except DataError as error:
+            if not self.stand_in:
+                raise
+            others = (self.labels == self.labels[row]).nonzero().flatten()
+            order = torch.cat([others[others > row], others[others < row]]).tolist()
+            for other in order:
+                with contextlib.suppress(DataError):
+                    found = self.read(other)
+                    warn(f"skipped a broken picture, and another of its class stands in: {error}")
+                    return found
+            raise
 
     def subset(self, rows: Tensor) -> ImageSource:
         """Only these rows, in this order."""
         picked = rows.tolist()
         cache = None if self.cache is None else self.cache[rows]
-        return ImageSource(
-            lambda row: self.read(picked[row]), self.labels[rows], self.class_names, self.size, cache
+        whole = self.encoded
+        return replace(
+            self,
+            read=lambda row: self.read(picked[row]),
+            labels=self.labels[rows],
+            cache=cache,
+            encoded=None if whole is None else lambda row: whole(picked[row]),
         )
 
     def with_classes(self, names: Sequence[str]) -> ImageSource:
@@ -90,19 +149,20 @@ class ImageSource:
                 f"the held-out pictures have classes that the training pictures lack: {', '.join(unknown)}"
             )
         numbers = torch.tensor([list(names).index(n) for n in self.class_names])
-        return ImageSource(self.read, numbers[self.labels], tuple(names), self.size, self.cache)
+        return replace(self, labels=numbers[self.labels], class_names=tuple(names))
 
     def with_cache(self) -> ImageSource:
         """Itself with every picture decoded, if they all have the target size and fit in memory."""
-        if len(self) * 3 * self.size**2 > CACHE_BYTES or self.read(0).size != (self.size, self.size):
+        h, w = height_width(self.size)
+        if len(self) * 3 * h * w > CACHE_BYTES or self._readable(0).size != (w, h):
             return self
-        cache = torch.empty(len(self), 3, self.size, self.size, dtype=torch.uint8)
+        cache = torch.empty(len(self), 3, h, w, dtype=torch.uint8)
         for row in range(len(self)):
-            image = self.read(row)
-            if image.size != (self.size, self.size):
+            image = self._readable(row)
+            if image.size != (w, h):
                 return self
-            cache[row] = _to_tensor(image)
-        return ImageSource(self.read, self.labels, self.class_names, self.size, cache)
+            cache[row] = pixels_of(image)
+        return replace(self, cache=cache)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -110,179 +170,116 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
-def open_images(source: str | Path, *, size: int, split: str | None = None) -> ImageSource:
-    """Open a folder of class folders, a parquet file or folder of them, or a ``datasets`` id.
+def open_images(
+    source: str | Path,
+    *,
+    size: Size,
+    split: str | None = None,
+    labels: bool = True,
+    check: Check | None = None,
+    skip_broken: bool = False,
+) -> ImageSource:
+    """Open whatever :func:`~nextscale.data.opening.open_pictures` opens, as pictures of one size.
 
-    size: pixels per side of the pictures wanted.
+    size: pixels per side of the pictures wanted, or ``(height, width)``.
     split: for a ``datasets`` id its split (default ``train``); for a folder, a sub-folder or the beginning of
         the parquet files' names.
+    labels: find the class of every picture. check: look at all pictures first; ``"headers"`` at what they
+        begin with and whether they are whole, ``"full"`` at every pixel.
+    skip_broken: leave out, count and name pictures that cannot be read.
     Raises DataError when nothing usable is there, naming what was looked for.
     """
-    path = Path(source)
-    if path.is_file():
-        return _open_parquet([path], size).with_cache()
-    if path.is_dir():
-        parquet = sorted(path.glob(f"{split or ''}*.parquet"))
-        opened = (
-            _open_parquet(parquet, size) if parquet else _open_folder(path / split if split else path, size)
+    pictures = open_pictures(source, split=split, labels="classes" if labels else "none")
+    if check is not None:
+        pictures = checked(pictures, str(source), check, skip_broken=skip_broken)
+    return ImageSource.of(pictures, size, str(source), stand_in=skip_broken).with_cache()
+
+
+def checked(pictures: Pictures, origin: str, check: Check, *, skip_broken: bool = False) -> Pictures:
+    """The pictures, if they can all be read, or with ``skip_broken`` those that can.
+
+    Raises DataError, naming the first that cannot and how many there are.
+    """
+    if check not in get_args(Check):
+        raise InvalidArgumentError(f"unknown check {check!r}; known: {', '.join(get_args(Check))}")
+    faults = pictures.broken(full=check == "full")
+    if not faults:
+        return pictures
+    count = f"{len(faults):,} of {len(pictures):,} pictures in {origin}"
+    if not skip_broken:
+        raise BrokenPicturesError(
+            f"{count} cannot be read: {fault_list(faults)}. Mend or remove them, or have them skipped"
         )
-        return opened.with_cache()
-    if path.suffix or len(path.parts) > 2 or path.is_absolute():
-        raise DataError(f"no such file or folder: {str(source)!r}")
-    try:
-        return _open_hub(str(source), split or "train", size).with_cache()
-    except MissingDependencyError as error:
-        raise DataError(
-            f"no such file or folder: {str(source)!r}; as a data set of the hub, {error}"
-        ) from None
+    kept = [row for row in range(len(pictures)) if row not in faults]
+    if not kept:
+        raise DataError(f"{count} cannot be read, so none is left: {fault_list(faults)}")
+    warn(f"skipped {count} that cannot be read: {fault_list(faults)}")
+    return pictures.only(kept)
 
 
 def open_splits(
-    data: str | Path, *, size: int, held_out: str | Path | None = None
+    data: str | Path,
+    *,
+    size: Size,
+    held_out: str | Path | None = None,
+    labels: bool = True,
+    check: Check | None = None,
+    skip_broken: bool = False,
 ) -> tuple[ImageSource, ImageSource]:
     """Pictures to train on, and others to measure on, with the same class numbers.
 
     held_out: where the others are. By default the part of ``data`` named ``test``, ``validation``, ``valid``
         or ``val`` (a sub-folder, parquet files that begin so, or a split on the hub); without one, one
         picture in twenty of the training pictures, at most 2,000, which are then not trained on.
+    labels, check, skip_broken: as for :func:`open_images`.
+    Raises DataError for data with such parts and none to train on, and for a class without pictures.
     """
-    path = Path(data)
-    on_hub = not path.exists()
-    training = open_images(data, size=size, split=TRAIN if on_hub or _has_part(path, TRAIN) else None)
+
+    def opened(source: str | Path, split: str | None) -> ImageSource:
+        return open_images(
+            source, size=size, split=split, labels=labels, check=check, skip_broken=skip_broken
+        )
+
+    on_hub, parts = not Path(data).exists(), parts_of(data)
+    train = TRAIN if on_hub else find_part(parts, TRAIN)
+    if parts and train is None:
+        raise DataError(
+            f"{str(data)!r} has {', '.join(parts)}, and no part to train on; name those pictures train, or "
+            f"give the folder itself, as in {str(Path(data) / parts[0])!r}"
+        )
+    training = opened(data, train)
+    if training.empty:
+        raise without_pictures(Path(data), training.empty)
     if held_out is not None:
-        return training, open_images(held_out, size=size).with_classes(training.class_names)
-    if on_hub or _has_part(path, TRAIN):
-        for part in HELD_OUT:
-            with contextlib.suppress(_NoSuchSplitError):
-                if on_hub or _has_part(path, part):
-                    found = open_images(data, size=size, split=part)
-                    return training, found.with_classes(training.class_names)
+        others = [] if not Path(held_out).exists() else parts_of(held_out)
+        split = next((p for p in (find_part(others, name) for name in HELD_OUT) if p), None)
+        return training, opened(held_out, split).with_classes(training.class_names)
+    for name in HELD_OUT if on_hub else dict.fromkeys(find_part(parts, n) for n in HELD_OUT):
+        if name is not None:
+            with contextlib.suppress(NoSuchSplitError):
+                return training, opened(data, name).with_classes(training.class_names)
     kept = max(1, min(len(training) // 20, 2000))
     order = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))
     return training.subset(order[:-kept]), training.subset(order[-kept:])
 
 
-class _NoSuchSplitError(DataError):
-    pass
+def check_classes(training: ImageSource, held_out: ImageSource) -> None:
+    """Raise DataError unless pictures and held-out pictures can teach and measure a model of classes.
 
-
-def _has_part(path: Path, part: str) -> bool:
-    return path.is_dir() and ((path / part).is_dir() or any(path.glob(f"{part}*.parquet")))
-
-
-def _open_folder(root: Path, size: int) -> ImageSource:
-    if not root.is_dir():
-        raise DataError(f"no such folder: {str(root)!r}")
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files: list[tuple[Path, int]] = []
-    for label, folder in enumerate(classes or ["."]):
-        found = sorted(p for p in (root / folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        files += [(p, label) for p in found]
-    if not files:
+    Every class needs a picture, and held-out pictures must be of the same classes.
+    """
+    check_every_class(training.labels, training.class_names, training.origin)
+    count = training.num_classes
+    if training.labelled and count > 1 and not held_out.labelled:
         raise DataError(
-            f"found no pictures in {str(root)!r}; expected one folder per class with "
-            f"{', '.join(IMAGE_SUFFIXES)} files, or .parquet files"
+            f"the held-out pictures in {held_out.origin} have no classes, and those in {training.origin} "
+            f"have {count}"
         )
-    paths = [p for p, _ in files]
-
-    def read(row: int) -> Image.Image:
-        return _open_picture(paths[row], str(paths[row]))
-
-    return ImageSource(read, torch.tensor([label for _, label in files]), tuple(classes), size)
-
-
-def _open_parquet(files: list[Path], size: int) -> ImageSource:
-    parquet = _needs("pyarrow.parquet", "data")
-    pyarrow = _needs("pyarrow", "data")
-    try:
-        schema = parquet.read_schema(files[0])
-        image, label = (_column(schema.names, c, str(files[0])) for c in (IMAGE_COLUMNS, LABEL_COLUMNS))
-        table = pyarrow.concat_tables([parquet.read_table(f, columns=[image, label]) for f in files])
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"cannot read {str(files[0])!r} as parquet: {error}") from None
-    pictures = table.column(image)
-    if table.column(label).null_count or pictures.null_count:
-        raise DataError(f"{files[0].name} has rows without a picture or label; remove them first")
-
-    def encoded(row: int) -> bytes:
-        value = pictures[row].as_py()  # a struct of bytes and path in the hub's layout, else bytes
-        data: bytes | None = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(data, bytes):
-            raise DataError(f"{files[0].name} row {row} holds no encoded picture, but {type(data).__name__}")
-        return data
-
-    def read(row: int) -> Image.Image:
-        return _open_picture(io.BytesIO(encoded(row)), f"{files[0].name} row {row}")
-
-    labels = torch.from_numpy(np.array(table.column(label).to_numpy(), dtype=np.int64))
-    if len(labels) == 0 or int(labels.min()) < 0:
-        raise DataError(f"{files[0].name} has no rows, or labels below 0 (pictures without a known class)")
-    return ImageSource(read, labels, _hub_class_names(schema, label), size)
-
-
-def _open_hub(name: str, split: str, size: int) -> ImageSource:
-    datasets = _needs("datasets", "data")
-    try:
-        data = datasets.load_dataset(name, split=split)
-    except ValueError as error:  # an unknown split or configuration
-        raise _NoSuchSplitError(f"data set {name!r}, split {split!r}: {error}") from None
-    except OSError as error:  # not on the hub, or no network
-        raise DataError(f"cannot get the data set {name!r}: {error}") from None
-    image, label = (_column(data.column_names, c, name) for c in (IMAGE_COLUMNS, LABEL_COLUMNS))
-
-    def read(row: int) -> Image.Image:
-        picture: Image.Image = data[row][image]
-        return picture.convert("RGB")
-
-    names = tuple(getattr(data.features[label], "names", None) or ())
-    return ImageSource(read, torch.tensor(data[label]), names, size)
-
-
-def _hub_class_names(schema: Any, label: str) -> tuple[str, ...]:
-    """Class names from the metadata that the hub's writers put into a parquet schema."""
-    raw = (schema.metadata or {}).get(b"huggingface")
-    try:
-        return tuple(json.loads(raw)["info"]["features"][label]["names"]) if raw else ()
-    except (KeyError, TypeError, ValueError):
-        return ()
-
-
-def _column(names: Sequence[str], wanted: Sequence[str], where: str) -> str:
-    for name in wanted:
-        if name in names:
-            return name
-    raise DataError(f"{where} has the columns {', '.join(names)}; expected one of {', '.join(wanted)}")
-
-
-def _needs(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise MissingDependencyError(
-            f"reading this needs {module.split('.')[0]}: pip install 'nextscale[{extra}]'"
-        ) from None
-
-
-def _open_picture(file: Path | io.BytesIO, name: str) -> Image.Image:
-    try:
-        return Image.open(file).convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the picture {name}: {error}") from None
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
-
-
-def _crop(image: Image.Image, size: int, place: Sequence[float]) -> Tensor:
-    """Shorter side to 1.125 x size (Lanczos), then a square crop; ``place`` in [0, 1] says where."""
-    if image.size != (size, size):
-        scale = round(ENLARGE * size) / min(image.size)
-        w, h = (max(round(s * scale), size) for s in image.size)
-        image = image.resize((w, h), Image.Resampling.LANCZOS)
-        left, top = round(place[0] * (w - size)), round(place[1] * (h - size))
-        image = image.crop((left, top, left + size, top + size))
-    return _to_tensor(image)
+    if int(held_out.labels.max()) >= count:
+        raise DataError(
+            f"the held-out pictures in {held_out.origin} have the label {int(held_out.labels.max())}, and "
+            f"the training pictures have {count} classes, 0 to {count - 1}"
+        )
 
 
 def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Tensor]:
@@ -293,7 +290,10 @@ def batches(count: int, batch_size: int, seed: int, start: int = 0) -> Iterator[
     """
     per_epoch = count // batch_size
     if per_epoch == 0:
-        raise DataError(f"the data has {count} pictures, fewer than one batch of {batch_size}")
+        raise DataError(
+            f"the data has {count} pictures, fewer than one batch of {batch_size}; use a smaller "
+            f"{named('batch_size')}"
+        )
     epoch, skip = divmod(start, per_epoch)
     while True:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -47,6 +47,12 @@ class JudgeSettings:
             new = replace(new, adversary=adversary if adversarial else None)
         return new
 
+    @property
+    def origin(self) -> dict[str, str]:
+        """What a checkpoint says of them, by the argument each can be changed with."""
+        weight = 0.0 if self.adversary is None else self.adversary.weight
+        return {"perceptual": str(self.perceptual or NONE), "adversarial": f"{weight:g}"}
+
     def open(self, device: torch.device) -> Judges | None:
         """Load and make what the terms need; ``None`` without terms."""
         if self.perceptual is None and self.adversary is None:

@@ -6,6 +6,7 @@ iteration, part), so two processes train as one that accumulates two parts does,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.sampling.processes import Processes
-
-PART_SEED = 1 << 40  # between the seeds of parts, far beyond those of iterations
+from nextscale.training.wording import named
 
 Loss = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 
@@ -39,7 +39,7 @@ class Team:
         if batch_size < parts:
             raise InvalidArgumentError(
                 f"a batch of {batch_size} cannot be cut into {parts} parts ({self.processes.count} "
-                f"processes, {self.accumulate} each); use a larger --batch-size"
+                f"processes, {self.accumulate} each); use a larger {named('batch_size')}"
             )
 
     def begin(self, step: int) -> None:
@@ -77,7 +77,7 @@ class Team:
         before = {name: value.clone() for name, value in self.state.items()}
         total, metrics = torch.zeros((), device=self._device), dict[str, Tensor]()
         for number, part in self.parts(rows):
-            torch.manual_seed(seed + PART_SEED * number)
+            torch.manual_seed(part_seed(seed, number))
             loss, metrics = loss_of(part)
             weighted = loss * (len(part) / len(rows)) if len(part) != len(rows) else loss
             weighted.backward()
@@ -122,3 +122,13 @@ class Team:
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+def part_seed(seed: int, part: int) -> int:
+    """The seed of the random decisions of one part of an iteration's batch, below 2^32.
+
+    A hash, since torch's generator on the CPU looks at the lower 32 bits of a seed alone: whatever is added
+    above them is lost, and what is added below meets other iterations.
+    """
+    digest = hashlib.sha256(f"{seed} {part}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")

@@ -68,6 +68,8 @@ class TokenizerTask(ReconstructionTask[VARTokenizer]):
             errors.append((wanted - quantizer.lookup(q.tokens)).square().sum(1).flatten())
             rest = f - q.f_hat
         pool, weights = torch.cat(residuals), torch.cat(errors)
+        if not torch.isfinite(weights.sum()):  # the run diverges, which the next gradient will tell
+            return
         idle = idle[: len(pool)].to(pool.device)
         drawn = torch.multinomial(weights + 1e-12, len(idle))
         quantizer.embedding.weight[idle] = pool[drawn].to(quantizer.embedding.weight.dtype)

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
-import os
-import pickle
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -20,18 +17,34 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nextscale.errors import CheckpointError, InvalidArgumentError, TrainingError
+from nextscale.errors import TrainingError, warn
 from nextscale.sampling.processes import Processes, joined
 from nextscale.sampling.signals import held_back
+from nextscale.training.checkpoint import (
+    CHECKPOINT,
+    Origin,
+    all_finite,
+    check_place,
+    check_rival,
+    check_same,
+    read_checkpoint,
+    restore,
+    write_whole,
+)
 from nextscale.training.data import batches
 from nextscale.training.log import LOG, Log
-from nextscale.training.muon import Muon, Pair, is_inner
+from nextscale.training.measuring import measure
+from nextscale.training.muon import Pair
+from nextscale.training.optimizers import make_optimizer
 from nextscale.training.parallel import Team
 from nextscale.training.schedule import learning_rate, weight_decay
+from nextscale.training.settings import OPTIMIZERS, TrainSettings, autocast_dtype
+from nextscale.training.wording import named
 
-CHECKPOINT = "checkpoint.pt"
-MAX_SKIPPED = 100
-OPTIMIZERS = ("adamw", "sgd", "muon")
+__all__ = ["CHECKPOINT", "LOG", "OPTIMIZERS", "Reporter", "Task", "TrainSettings", "autocast_dtype", "train"]
+
+MAX_SKIPPED = 100  # iterations in a row without a finite gradient, after which a run has diverged
+LAPSE = 10  # the same at its end; after as many, the checkpoint before them is worth more than another one
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,13 +55,12 @@ class Rival(Protocol):
     @property
     def network(self) -> nn.Module: ...
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
     def step(self, rate: float) -> None:
         """Descend; rate: the model's learning rate as a share of its peak."""
         ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Task(Protocol[Model]):
@@ -85,60 +97,6 @@ class Task(Protocol[Model]):
         ...
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """How long and how fast to train; what to train is the task's business.
-
-    batch_size: examples per iteration, of all processes together.
-    accumulate: parts of a process's share that are computed one after another, to save memory.
-    images: training examples to see in all, repeats included.
-    optimizer: "adamw"; "muon", which is for transformers (:class:`~nextscale.training.muon.Muon`), with the
-        learning rates of "adamw"; or "sgd", stochastic gradient descent with Nesterov's momentum, whose
-        weight decay is added to the gradient, and whose rates have nothing in common with the others'.
-    warmup: share of the iterations during which the learning rate rises.
-    weight_decay_end: reached along a half cosine; ``None`` keeps ``weight_decay`` constant.
-    betas: decay of the averaged gradient, which is also the momentum of "sgd", and of its square.
-    ema: decay of the averaged weights per iteration (reached gradually); 0 keeps no average.
-    dtype: autocast dtype; "auto" takes bfloat16 where the machine multiplies it faster than float32.
-    checkpoint_minutes: time between checkpoints; the last one is always written.
-    """
-
-    batch_size: int = 128
-    accumulate: int = 1
-    images: int = 1_000_000
-    lr: float = 1e-3
-    shape: str = "cos"
-    end: float = 0.01
-    warmup: float = 0.02
-    weight_decay: float = 0.05
-    weight_decay_end: float | None = None
-    optimizer: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 2.0
-    ema: float = 0.999
-    dtype: str = "auto"
-    seed: int = 0
-    log_every: int = 20
-    eval_minutes: float = 5.0
-    checkpoint_minutes: float = 5.0
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "images", "lr", "log_every"):
-            if not getattr(self, name) > 0:
-                raise InvalidArgumentError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if not 0 <= self.ema < 1:
-            raise InvalidArgumentError(f"ema must be in [0, 1), got {self.ema!r}")
-        if self.optimizer not in OPTIMIZERS:
-            raise InvalidArgumentError(
-                f"unknown optimizer {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}"
-            )
-        learning_rate(1, peak=self.lr, warmup=0, total=3, shape=self.shape, end=self.end)  # checks the shape
-
-    @property
-    def total_steps(self) -> int:
-        return math.ceil(self.images / self.batch_size)
-
-
 class Reporter(Protocol):
     """Where progress goes: the command line draws a bar, the default prints lines."""
 
@@ -156,6 +114,7 @@ def train(
     settings: TrainSettings,
     output: Path,
     *,
+    origin: Origin | None = None,
     resume: bool = True,
     report: Reporter = print_report,
     stop_after: int | None = None,
@@ -163,15 +122,23 @@ def train(
     """Train a task to the end of its settings and return the averaged model.
 
     output: folder for the checkpoint, ``log.jsonl``, pictures and the final weights.
+    origin: what the run is made of; a checkpoint of a run with another is refused.
     resume: go on from the checkpoint in ``output`` if there is one.
     stop_after: iterations to do in this call, for tests and for running in portions.
+
+    What fails beside the training itself, figures on held-out data, pictures or the writing of a checkpoint
+    before the last, is reported as a warning, and the training goes on. Raises TrainingError if it diverges,
+    CheckpointError for a checkpoint that is damaged or another run's, OSError if the last one cannot be
+    written; whatever it raises, what was done before is saved where that is possible.
     """
     output.mkdir(parents=True, exist_ok=True)
     with joined() as processes:
-        run = _Run.start(task, settings, output, processes, resume=resume)
+        run = _Run.start(task, settings, output, processes, origin or {}, resume=resume)
         _iterate(run, report, stop_after)
         if processes.is_main:
             task.save(run.averaged, output)
+            if run.unsaved is not None:
+                raise run.unsaved
     return run.averaged
 
 
@@ -188,53 +155,44 @@ def _iterate(run: _Run[Model], report: Reporter, stop_after: int | None) -> None
     with (
         contextlib.closing(Log(run.output / LOG, run.step, run.is_main)) as log,
         torch.random.fork_rng(),
-        held_back() as caught,
+        held_back() as run.caught,
     ):
+        if run.is_main and 0 < run.step == run.total and run.step not in log.measured:
+            run.measure(log, report)  # it was killed while it did, or that failed
         for rows in batches(task.num_examples, settings.batch_size, settings.seed, run.step):
             if run.step >= until:
                 break
-            run.team.model.zero_grad(set_to_none=True)
-            seed = settings.seed * 1_000_003 + run.step
-            loss, metrics, stopped = run.team.backward(rows, seed, loss_of, bool(caught))
-            if run.descend():
-                run.team.after_step(lambda: task.after_step(run.step, run.total))
-            run.step += 1
-            if run.is_main:
-                _tell(run, log, report, loss, metrics, until)
-                # Alone, nobody needs to agree: a signal counts also while figures were computed.
-                stopped = stopped or (run.team.processes.count == 1 and bool(caught))
-                if stopped or run.due("checkpoint", settings.checkpoint_minutes) or run.step == until:
-                    run.save()
-            if stopped:
+            with run.secured():
+                run.team.model.zero_grad(set_to_none=True)
+                seed = settings.seed * 1_000_003 + run.step
+                loss, metrics, run.voted = run.team.backward(rows, seed, loss_of, bool(run.caught))
+                run.advance()
+                if run.is_main:
+                    _tell(run, log, report, loss, metrics, until)
+            if run.stopped:
                 raise KeyboardInterrupt
 
 
 def _tell(
     run: _Run[Model], log: Log, report: Reporter, loss: Tensor, metrics: dict[str, Tensor], until: int
 ) -> None:
-    """What the log and people hear of an iteration."""
+    """What files, the log and people get of an iteration.
+
+    The checkpoint comes before everything that can fail or take long.
+    """
     settings = run.settings
-    if run.step % settings.log_every == 0 or run.step == until:
-        record = log.write(run.record(loss, metrics))
+    last = run.step == until
+    told = last or run.step % settings.log_every == 0
+    record = log.write(run.record(loss, metrics)) if told else {}
+    measured = run.due("eval", settings.eval_minutes) or run.step == run.total
+    if run.stopped or last or measured or run.due("checkpoint", settings.checkpoint_minutes):
+        run.keep()
+    if told:
         report(record, run.step, run.total)
-    if run.due("eval", settings.eval_minutes) or run.step == run.total:
-        record = log.write({"step": run.step, "eval": run.evaluate()})
-        report(record["eval"], run.step, run.total)
-
-
-def autocast_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The autocast dtype by name; "auto" is bfloat16 where hardware multiplies it, else float32."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported()
-        else:  # private names, which not every torch has; without them float32 is the safe answer
-            asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-            native = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in asked)
-        return torch.bfloat16 if native else torch.float32
-    if name not in known:
-        raise InvalidArgumentError(f"unknown dtype {name!r}; known: auto, {', '.join(known)}")
-    return known[name]
+    if measured and not run.stopped:
+        run.measure(log, report)
+    if run.stopped:
+        run.keep()  # unless that was just done
 
 
 @dataclass
@@ -254,6 +212,12 @@ class _Run(Generic[Model]):
     norm: Tensor = field(default_factory=lambda: torch.zeros(()))
     first_step: int = 0
     last: dict[str, float] = field(default_factory=dict)
+    origin: Origin = field(default_factory=dict)
+    saved_step: int | None = None  # of the checkpoint in the folder, if it is ours
+    whole: bool = True  # False while an optimiser step is half done
+    unsaved: OSError | None = None  # why the last checkpoint could not be written
+    caught: Sequence[int] = ()  # signals that asked this process to stop
+    voted: bool = False  # whether all processes know that one of them was asked to
 
     @classmethod
     def start(
@@ -262,6 +226,7 @@ class _Run(Generic[Model]):
         settings: TrainSettings,
         output: Path,
         processes: Processes,
+        origin: Origin,
         *,
         resume: bool,
     ) -> _Run[Model]:
@@ -271,7 +236,8 @@ class _Run(Generic[Model]):
         team = Team(processes, settings.accumulate, learners, task.state)
         team.check(settings.batch_size)
         averaged = copy.deepcopy(task.model).eval().requires_grad_(False)
-        run = cls(task, settings, output, team, averaged, _optimizer(task.model, settings))
+        run = cls(task, settings, output, team, averaged, make_optimizer(task.model, settings), origin=origin)
+        check_place(output)
         if resume and (output / CHECKPOINT).exists():
             run.load()
         team.begin(run.step)
@@ -288,8 +254,50 @@ class _Run(Generic[Model]):
         return self.team.processes.is_main
 
     @property
+    def stopped(self) -> bool:
+        """Whether to stop. Alone, nobody needs to agree: a signal counts also while figures are computed."""
+        return self.voted or (self.team.processes.count == 1 and bool(self.caught))
+
+    @property
     def device(self) -> torch.device:
         return next(self.task.model.parameters()).device
+
+    @contextlib.contextmanager
+    def secured(self) -> Iterator[None]:
+        """Save what was done when an iteration fails by something else than its own numbers."""
+        step, touched = self.step, [*self.task.state.values(), *self.task.model.buffers()]
+        before = [tensor.clone() for tensor in touched]
+        try:
+            yield
+        except TrainingError:
+            raise
+        except Exception as error:
+            own_numbers = isinstance(error, (RuntimeError, ValueError, ArithmeticError, IndexError))
+            if own_numbers and not all_finite(self.task.model):
+                raise self.diverged(f"the weights are not finite after step {self.step}") from error
+            if self.is_main and self.whole and self.step not in (0, self.saved_step):
+                if self.step == step:  # a part of the batch was seen; it will be again
+                    for tensor, value in zip(touched, before, strict=True):
+                        tensor.copy_(value)
+                with contextlib.suppress(Exception):  # the first failure is the one to tell of
+                    self.save()
+            raise
+
+    def advance(self) -> None:
+        """The optimiser step and the upkeep of an iteration. Raises TrainingError if the run diverged."""
+        self.whole = False
+        if self.descend():
+            self.team.after_step(lambda: self.task.after_step(self.step, self.total))
+        self.step += 1
+        self.whole = True
+        if self.step == self.total and self.skipped >= min(LAPSE, (self.total + 1) // 2):
+            raise self.diverged(f"the last {self.skipped} iterations had gradients that are not finite")
+
+    def diverged(self, what: str) -> TrainingError:
+        """The error that ends a run whose numbers are none."""
+        kept = self.saved_step
+        remedy = f"; the checkpoint of step {kept} can be taken on with a lower {named('lr')}" if kept else ""
+        return TrainingError(f"{what}; {named('lr')} {self.settings.lr} is probably too high{remedy}")
 
     def descend(self) -> bool:
         """One optimiser step; False when the gradient is not finite and the batch was skipped."""
@@ -314,9 +322,9 @@ class _Run(Generic[Model]):
         if not all(torch.isfinite(norm) for norm in norms):
             self.skipped += 1
             if self.skipped >= MAX_SKIPPED:
-                raise TrainingError(
+                raise self.diverged(
                     f"{MAX_SKIPPED} iterations in a row had gradients that are not finite, up to step "
-                    f"{self.step}; lr {s.lr} is probably too high"
+                    f"{self.step}"
                 )
             return False
         self.skipped = 0
@@ -359,97 +367,61 @@ class _Run(Generic[Model]):
             "seconds_left": left,
         }
 
-    def evaluate(self) -> dict[str, float]:
-        figures = self.task.evaluate(self.averaged)
-        self.task.sample(self.averaged, self.output / f"sample-{self.step:07d}.png")
-        return figures
+    def measure(self, log: Log, report: Reporter) -> None:
+        """Figures and a picture of the averaged weights; what fails is reported, and the training goes on."""
+        figures = measure(
+            lambda: self.task.evaluate(self.averaged),
+            lambda path: self.task.sample(self.averaged, path),
+            self.step,
+            self.output,
+            log,
+        )
+        if figures:
+            report(figures, self.step, self.total)
+
+    def keep(self) -> None:
+        """Write a checkpoint, or report why not and go on; raises TrainingError for weights that are none."""
+        if self.step == self.saved_step or self.skipped >= LAPSE:
+            return
+        self.last["checkpoint"] = time.monotonic()
+        try:
+            self.save()
+        except OSError as error:
+            self.unsaved = error
+            before = f"the last one is of step {self.saved_step}" if self.saved_step else "there is none yet"
+            warn(f"no checkpoint of step {self.step} ({error}); {before}")
 
     def save(self) -> None:
+        """Write a checkpoint. Raises OSError if that fails; TrainingError for weights that are none, which
+        are no reason to replace an older one."""
+        if not (all_finite(self.task.model) and all_finite(self.averaged)):
+            raise self.diverged(f"the weights are not finite after step {self.step}")
         state = {
             "model": self.task.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "task": self.task.state,
-            "rival": None if self.task.rival is None else self.task.rival.state_dict(),
             "step": self.step,
             "seconds": self.seconds + time.monotonic() - self.started,
             "settings": asdict(self.settings),
+            "origin": dict(self.origin),
         }
-        partial = self.output / (CHECKPOINT + ".partial")
-        torch.save(state, partial)
-        # A kill leaves the old checkpoint or the new one, whole.
-        os.replace(partial, self.output / CHECKPOINT)
+        if self.task.rival is not None:
+            state["rival"] = self.task.rival.network.state_dict()
+            state["rival_optimizer"] = self.task.rival.optimizer.state_dict()
+        write_whole(state, self.output / CHECKPOINT)
+        self.saved_step, self.unsaved = self.step, None
 
     def load(self) -> None:
         path = self.output / CHECKPOINT
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            raise CheckpointError(
-                f"{str(path)!r} is damaged ({type(error).__name__}); delete it, or use resume=False"
-            ) from None
-        for name in ("batch_size", "seed", "optimizer"):
-            before, now = state["settings"].get(name, "adamw"), getattr(self.settings, name)
-            if before != now:
-                raise CheckpointError(
-                    f"{str(path)!r} was made with {name} {before}, now it is {now}, so the run could not be "
-                    f"continued exactly. Use the same, another output folder, or resume=False"
-                )
-        rival = state.get("rival")
-        if (rival is None) != (self.task.rival is None):
-            raise CheckpointError(
-                f"{str(path)!r} was made {'without' if rival is None else 'with'} an adversarial term, "
-                f"unlike this run, so it could not be continued exactly. Use the same, another output "
-                f"folder, or resume=False"
-            )
-        try:
-            self.task.model.load_state_dict(state["model"])
-            if self.task.rival is not None:
-                self.task.rival.load_state_dict(state["rival"])
-            self.averaged.load_state_dict(state["averaged"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            for name, value in state["task"].items():
-                self.task.state[name].copy_(value)
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"{str(path)!r} belongs to another model: {error}. Use another output folder or resume=False"
-            ) from None
+        state = read_checkpoint(path)
+        check_same(path, state, self.origin, asdict(self.settings))
+        check_rival(path, state, self.task.rival is not None)
+        models: dict[str, nn.Module] = {"model": self.task.model, "averaged": self.averaged}
+        optimizers: dict[str, torch.optim.Optimizer | Pair] = {"optimizer": self.optimizer}
+        if self.task.rival is not None:
+            models["rival"] = self.task.rival.network
+            optimizers["rival_optimizer"] = self.task.rival.optimizer
+        restore(path, state, models, optimizers, self.task.state)
         self.step, self.seconds = state["step"], state["seconds"]
-
-
-def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer | Pair:
-    groups = _decay_groups(model.named_parameters())
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.betas[0], nesterov=True, fused=True)
-    if settings.optimizer == "muon":
-        return _muon(model, groups, settings)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-
-
-def _decay_groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """Vectors, biases, position tables and the like are exempt from weight decay (the published rules)."""
-    exempt = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul", "cfg_uncond", "sos.ca.mat_q")
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, p in parameters:
-        if p.requires_grad:
-            (
-                free if p.ndim <= 1 or name.endswith("bias") or any(e in name for e in exempt) else decayed
-            ).append(p)
-    return [{"params": decayed, "decays": True}, {"params": free, "decays": False}]
-
-
-def _muon(model: nn.Module, groups: list[dict[str, Any]], settings: TrainSettings) -> Pair:
-    """Muon for the matrices in blocks, AdamW for what is left."""
-    inner = {id(p) for name, p in model.named_parameters() if is_inner(name, p)}
-    parts: list[list[dict[str, Any]]] = []
-    for wanted in (False, True):
-        chosen = ({**g, "params": [p for p in g["params"] if (id(p) in inner) == wanted]} for g in groups)
-        parts.append([g for g in chosen if g["params"]])
-    if not parts[1]:
-        raise InvalidArgumentError(
-            "the optimizer muon is for transformers, and this model has no matrices in blocks; use adamw"
-        )
-    dtype = autocast_dtype("auto", next(model.parameters()).device)
-    adamw = torch.optim.AdamW(parts[0], lr=settings.lr, betas=settings.betas, fused=True)
-    return Pair(adamw, Muon(parts[1], lr=settings.lr, dtype=dtype))
+        self.saved_step = self.step

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from nextscale.errors import CheckpointError
+from nextscale.weights.harmless import numbers_passed_over
 
 SHOWN, LONGEST = 4, 100  # names in a message, and characters of each
 MAX_JSON = 64 << 20  # bytes; the index of the largest models has some megabytes
@@ -34,13 +35,7 @@ def read_weights(path: str | Path, *, unwrap: Sequence[str] = (), meta: bool = F
     Raises CheckpointError if the file is missing, is no weight file, holds no tensors, or needs code to load.
     """
     path = Path(path)
-    try:
-        if not path.is_file():
-            raise CheckpointError(f"no such weight file: {str(path)!r}")
-        is_safetensors = _is_safetensors(path)
-    except OSError as error:  # not ours to read, a name that no file can have
-        raise CheckpointError(f"{path.name!r} cannot be read: {error.strerror}") from None
-    content = _read_safetensors(path, meta) if is_safetensors else _read_torch(path, meta)
+    content = read_file(path, meta=meta)
     for key in unwrap:
         if isinstance(content.get(key), Mapping):
             content = content[key]
@@ -48,6 +43,20 @@ def read_weights(path: str | Path, *, unwrap: Sequence[str] = (), meta: bool = F
     if not tensors:
         raise CheckpointError(f"{path.name} holds no tensors at its top level; its keys are {some(content)}")
     return tensors
+
+
+def read_file(path: Path, *, meta: bool = False) -> dict[Any, Any]:
+    """What a weight file holds, nested as it is: tensors, mappings with tensors, and whatever else.
+
+    meta: see :func:`read_weights`, which also names the errors.
+    """
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"no such weight file: {str(path)!r}")
+        is_safetensors = _is_safetensors(path)
+    except OSError as error:  # not ours to read, a name that no file can have
+        raise CheckpointError(f"{path.name!r} cannot be read: {error.strerror}") from None
+    return _read_safetensors(path, meta) if is_safetensors else _read_torch(path, meta)
 
 
 def read_json(path: Path) -> Any:
@@ -96,10 +105,16 @@ def _read_safetensors(path: Path, meta: bool) -> dict[str, Any]:
 
 
 _DTYPES = {
+    "C64": torch.complex64,
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -111,7 +126,7 @@ _DTYPES = {
 
 def _read_torch(path: Path, meta: bool) -> dict[str, Any]:
     # Its warnings are about how a file was pickled, and would stand before the one line of an error.
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), numbers_passed_over():
         warnings.simplefilter("ignore", UserWarning)
         return _load_torch(path, meta)
 

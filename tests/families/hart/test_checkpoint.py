@@ -253,8 +253,8 @@ def test_what_nothing_tells_is_asked_for(
         ("patch_nums", [1, 2, "x"], "sizes that do not make a model: a grid is"),
         ("patch_nums", [1, 2, 3, 4, 5, 8], "made for 111 tokens"),
         ("patch_nums", [1], "sizes that do not make a model|made for 111 tokens"),
-        ("norm_eps", "small", r"say norm_eps = 'small', expected a float; correct config\.json"),
-        ("num_sampling_steps", 8, "say num_sampling_steps = 8, expected a str"),
+        ("norm_eps", "small", r"say norm_eps = 'small', expected a number; correct config\.json"),
+        ("num_sampling_steps", 8, "say num_sampling_steps = 8, expected a text"),
         ("num_sampling_steps", "none", "sizes that do not make a model: num_sampling_steps"),
         ("sep_aln_pooling_mode", "median", "pooling must be max or avg"),
         ("embed_dim", 128, "do not belong together: embed_dim is 64 by the tensors and 128 by the settings"),
@@ -373,8 +373,8 @@ def test_a_folder(weights: str, repository: Callable, case: Callable):
         assert transformer == folder / "llm" / "ema_model.bin"
         assert is_averaged(transformer)
         assert same(load_tokenizer(tokenizer, CPU), load_tokenizer(case("tiny_a").tokenizer, CPU))
-        assert is_averaged(find_files(place_, ema=True)[0])
-        assert not is_averaged(find_files(place_, ema=False)[0])
+        assert is_averaged(find_files(place_, averaged=True)[0])
+        assert not is_averaged(find_files(place_, averaged=False)[0])
     file = folder / "llm" / weights
     assert find_files(file)[0] == file
     elsewhere = case("tiny_a").tokenizer
@@ -388,8 +388,9 @@ def test_a_folder(weights: str, repository: Callable, case: Callable):
 def test_a_folder_without_averaged_weights(repository: Callable):
     folder = repository(ema=False)
     assert not is_averaged(find_files(folder)[0])
-    with pytest.raises(CheckpointError, match=r"has no ema_model\.bin; ema=False takes the other weights"):
-        find_files(folder, ema=True)
+    transformer, _ = find_files(folder, averaged=True)  # which may hold averages, too
+    with pytest.raises(CheckpointError, match=r"holds no averaged weights .*averaged=False takes those"):
+        load_transformer(transformer, CPU, averaged=True)
 
 
 def test_a_relative_folder(repository: Callable, monkeypatch: pytest.MonkeyPatch):
@@ -459,7 +460,7 @@ def test_files_from_the_hub(weights: str, hub: Callable, repository: Callable, c
     transformer, tokenizer = find_files(REPO)
     assert is_averaged(transformer)
     assert same(load_tokenizer(tokenizer, CPU), load_tokenizer(case("tiny_a").tokenizer, CPU))
-    assert not is_averaged(find_files(REPO, ema=False)[0])
+    assert not is_averaged(find_files(REPO, averaged=False)[0])
     assert find_files(REPO, case("tiny_a").tokenizer)[1] == case("tiny_a").tokenizer
 
 
@@ -469,7 +470,7 @@ def test_a_repository_without_averaged_weights(hub: Callable, repository: Callab
     with pytest.raises(
         ModelNotFoundError, match=r"cannot get llm/ema_model\.bin of 'someone/hart' from the hub"
     ):
-        find_files("someone/hart", ema=True)
+        find_files("someone/hart", averaged=True)
 
 
 def test_repositories_that_do_not_help(hub: Callable, repository: Callable):

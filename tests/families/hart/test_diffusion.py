@@ -23,6 +23,7 @@ from nextscale.families.hart.diffusion import (
     cosine_betas,
     kept_steps,
 )
+from nextscale.generation.noise import Noise
 from nextscale.weights.files import read_weights
 
 CASES = ["tiny_a", "tiny_b"]
@@ -229,8 +230,7 @@ def tiny(steps: str = "5", seed: int = 0) -> ResidualDiffusion:
 def request(made: ResidualDiffusion, batch: int = 3, count: int = 7) -> tuple[Tensor, Tensor]:
     """Conditions for both branches ``(2 B, l, C)`` and noise."""
     condition = torch.randn(2 * batch, count, 6, generator=torch.Generator().manual_seed(1)) * 2
-    generators = [torch.Generator().manual_seed(10 + i) for i in range(batch)]
-    return condition, made.draw_noise(generators, count)
+    return condition, made.draw_noise(Noise(range(10, 10 + batch)), 3, count)
 
 
 @settings(max_examples=25)
@@ -238,7 +238,7 @@ def request(made: ResidualDiffusion, batch: int = 3, count: int = 7) -> tuple[Te
 def test_residuals_are_bounded(seed: int, guidance: float, temperature: float):
     made = tiny()
     condition = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(seed))
-    noise = made.draw_noise([torch.Generator().manual_seed(seed + i) for i in range(2)], 5)
+    noise = made.draw_noise(Noise([seed, seed + 1]), 3, 5)
     found = made.sample(condition, guidance, noise, temperature)
     assert found.shape == (2, 5, 3)
     assert found.abs().max() <= LATENT_SCALE * (1 + 1e-6)
@@ -263,9 +263,10 @@ def test_rows_do_not_see_each_other():
 
 def test_an_images_noise_is_its_own():
     made = tiny()
-    together = made.draw_noise([torch.Generator().manual_seed(s) for s in (5, 6)], 4)
+    together = made.draw_noise(Noise([5, 6]), 3, 4)
     assert together.shape == (5, 2, 4, 3)
-    assert torch.equal(together[:, 1:], made.draw_noise([torch.Generator().manual_seed(6)], 4))
+    assert torch.equal(together[:, 1:], made.draw_noise(Noise([6]), 3, 4))
+    assert not torch.equal(together[:, :1], together[:, 1:])
 
 
 def test_guidance_of_zero_and_of_exactly_one():

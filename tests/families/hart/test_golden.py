@@ -24,6 +24,7 @@ from nextscale.families.hart.tokenizer import HARTTokenizer
 from nextscale.families.hart.transformer import HARTTransformer
 from nextscale.families.text import TextFeatures
 from nextscale.generation.loop import StepInfo, generate
+from nextscale.generation.noise import Noise
 from nextscale.generation.soft import SoftCodes, mix_codes
 from nextscale.generation.tokens import Drawer, Filters, Sampler, filter_logits
 from nextscale.guidance import ClassifierFreeGuidance
@@ -70,8 +71,7 @@ class Models:
 
     def draw(self, filters: Filters | None = None, sampler: Sampler = "greedy", seed: int = 0) -> Drawer:
         seeds = [seed] * len(self.text)
-        lengths = self.transformer.schedule.lengths
-        return Drawer(sampler, filters or Filters(), seeds, lengths, torch.device("cpu"))
+        return Drawer(sampler, filters or Filters(), seeds, torch.device("cpu"))
 
     def guidance(self, scale: float) -> GuidanceChain:
         return GuidanceChain([ClassifierFreeGuidance(scale, ramp="linear-hold")])
@@ -82,8 +82,7 @@ class Models:
         return HARTSession(self.transformer, self.tokenizer, self.text, branches, **options)
 
     def noise(self, order: Tensor | None = None, residual: Tensor | None = None) -> HARTNoise:
-        generators = [torch.Generator().manual_seed(0) for _ in range(len(self.text))]
-        drawn = HARTNoise.draw(generators, self.transformer)
+        drawn = HARTNoise.draw(Noise([0] * len(self.text)), self.transformer)
         return HARTNoise(
             drawn.order if order is None else order, drawn.residual if residual is None else residual
         )

@@ -20,8 +20,10 @@ from nextscale.families.hart.diffusion import LATENT_SCALE
 from nextscale.families.hart.text import PUBLISHED, PUBLISHED_WIDTH, HARTTextEncoder
 from nextscale.families.text import TextFeatures
 from nextscale.generation.loop import StepInfo
+from nextscale.generation.noise import Noise, Stream
+from nextscale.generation.race import race
 from nextscale.generation.request import GenerationOutput
-from nextscale.generation.tokens import Filters, inverse_cdf
+from nextscale.generation.tokens import Filters
 from nextscale.guidance import spatial_prior
 
 # Sums in another order, as other batch sizes bring them, move pictures by some 1e-6; mixtures of codes at low
@@ -231,17 +233,16 @@ def test_zero_strength_is_bit_identical_to_none(sampler: Any, iterations: int, p
 
 
 @pytest.mark.parametrize("iterations", [1, 3])
-def test_tokens_are_what_the_images_uniforms_pick(iterations: int, pipe: HARTPipeline):
-    generators = [torch.Generator().manual_seed(s) for s in (30, 31)]
-    uniforms = torch.stack([torch.rand(30, dtype=torch.float64, generator=g) for g in generators])
+def test_tokens_win_the_race_of_the_images_numbers(iterations: int, pipe: HARTPipeline):
     filters = Filters(temperature=0.9, top_k=[1, 9, 12, 20], top_p=0.95)
     options: dict[str, Any] = dict(temperature=0.9, top_k=[1, 9, 12, 20], top_p=0.95, batch_size=2)
     for ssg in (None, 0.8):
         out, steps = trace(pipe, PROMPTS[:2], seed=30, ssg=ssg, mask_iterations=iterations, **options)
         drawn = steps[:3] if iterations > 1 else steps
         for step in drawn:
-            numbers = uniforms[:, pipe.schedule.span(step.index)]
-            assert torch.equal(step.tokens.flatten(1), inverse_cdf(filters(step.guided, step.index), numbers))
+            filtered = filters(step.guided, step.index)
+            keys = Noise([30, 31]).keys(Stream.TOKENS, step.index, filtered.shape[1])
+            assert torch.equal(step.tokens.flatten(), race(filtered.flatten(0, 1), keys.flatten()))
         assert torch.equal(out.tokens[-1], steps[-1].tokens)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -18,13 +19,10 @@ from nextscale.families.hart.diffusion import LATENT_SCALE
 from nextscale.families.hart.session import HARTNoise, HARTSession, masked_counts
 from nextscale.families.text import TextFeatures
 from nextscale.generation.loop import StepInfo, generate
+from nextscale.generation.noise import Noise
 from nextscale.generation.tokens import Drawer, Filters
 from nextscale.guidance import spatial_prior
 from nextscale.guidance.base import GuidanceChain
-
-
-def generators(seeds: list[int]) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(s) for s in seeds]
 
 
 def run(
@@ -37,11 +35,11 @@ def run(
 ) -> tuple[HARTSession, list[Tensor], list[StepInfo]]:
     """A greedy run under classifier-free guidance."""
     chain = GuidanceChain([ClassifierFreeGuidance(scale, ramp="linear-hold"), ssg])
-    options.setdefault("noise", HARTNoise.draw(generators(list(range(len(text)))), pipe.transformer))
+    options.setdefault("noise", HARTNoise.draw(Noise(range(len(text))), pipe.transformer))
     options.setdefault("guidance", scale)
     session = HARTSession(pipe.transformer, pipe.tokenizer, text, chain.branches, **options)
     seeds = list(range(len(text)))
-    draw = Drawer("greedy", Filters(), seeds, pipe.schedule.lengths, torch.device("cpu"))
+    draw = Drawer("greedy", Filters(), seeds, torch.device("cpu"))
     steps: list[StepInfo] = []
     return session, generate(session, chain, draw, steps.append), steps
 
@@ -76,15 +74,23 @@ def test_iterations_that_are_none(iterations: Any):
 # ---------------------------------------------------------------------- draws
 
 
-def test_draws_are_an_images_own_and_come_in_order(tiny: Callable):
+def test_draws_are_an_images_own(tiny: Callable):
     transformer = tiny().transformer
-    together = HARTNoise.draw(generators([3, 4]), transformer)
+    together = HARTNoise.draw(Noise([3, 4]), transformer)
     assert together.order.shape == (2, 16)
     assert together.residual.shape == (4, 2, 16, 8)
     for row, seed in enumerate((3, 4)):
-        generator = torch.Generator().manual_seed(seed)
-        assert torch.equal(together.order[row], torch.randperm(16, generator=generator))
-        assert torch.equal(together.residual[:, row], torch.randn(4, 16, 8, generator=generator))
+        alone = HARTNoise.draw(Noise([seed]), transformer)
+        assert torch.equal(together.order[row], alone.order[0])
+        assert torch.equal(together.residual[:, row], alone.residual[:, 0])
+        assert sorted(together.order[row].tolist()) == list(range(16))
+    assert not torch.equal(together.order[0], together.order[1])
+
+
+def test_every_place_of_the_order_is_as_likely_for_every_cell(tiny: Callable):
+    order = HARTNoise.draw(Noise(range(8000)), tiny().transformer).order
+    counts = torch.stack([order[:, place].bincount(minlength=16) for place in range(16)]).double()
+    assert float(((counts - 500).square() / 500).sum()) < 225 + 6 * math.sqrt(2 * 225)
 
 
 # ---------------------------------------------------------------------- parts
@@ -248,7 +254,7 @@ def test_given_tokens_are_shown_as_they_are(tiny: Callable, prompts: Callable):
 def test_the_unconditional_branch_knows_no_prompt(tiny: Callable, prompts: Callable):
     pipe = tiny()
     text = prompts(3)
-    draws = HARTNoise.draw(generators([0, 1, 2]), pipe.transformer)
+    draws = HARTNoise.draw(Noise([0, 1, 2]), pipe.transformer)
     session = HARTSession(pipe.transformer, pipe.tokenizer, text, ("cond", "uncond"), noise=draws)
     logits = session.predict(session.steps()[0])
     assert list(logits) == ["cond", "uncond"]
@@ -259,6 +265,6 @@ def test_the_unconditional_branch_knows_no_prompt(tiny: Callable, prompts: Calla
 
 def test_features_of_another_encoder(tiny: Callable, prompts: Callable):
     pipe = tiny()
-    draws = HARTNoise.draw(generators([0]), pipe.transformer)
+    draws = HARTNoise.draw(Noise([0]), pipe.transformer)
     with pytest.raises(InvalidArgumentError, match=r"text features \(B, 6, 12\)"):
         HARTSession(pipe.transformer, pipe.tokenizer, prompts(1, width=11), noise=draws)

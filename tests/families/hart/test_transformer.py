@@ -16,6 +16,7 @@ from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.families.hart.session import HARTNoise, HARTSession
 from nextscale.families.hart.transformer import HARTTransformerConfig, RMSNorm
 from nextscale.families.text import TextFeatures
+from nextscale.generation.noise import Noise
 
 VARIANTS: list[dict[str, Any]] = [
     dict(),
@@ -28,7 +29,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 def noise(pipe: HARTPipeline, count: int) -> HARTNoise:
-    return HARTNoise.draw([torch.Generator().manual_seed(i) for i in range(count)], pipe.transformer)
+    return HARTNoise.draw(Noise(range(count)), pipe.transformer)
 
 
 def encoded(pipe: HARTPipeline, count: int) -> tuple[list[Tensor], Tensor, Tensor]:

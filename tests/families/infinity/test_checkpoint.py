@@ -216,12 +216,19 @@ def test_averaged_weights_of_a_trainers_checkpoint(case: Callable, tmp_path: Pat
     averaged = {n: t * 0.5 for n, t in raw.items()}
     path = tmp_path / "ar-ckpt-giter010K-ep1-iter1-last.pth"
     torch.save({"trainer": {"gpt_ema_fsdp": averaged, "gpt_fsdp": raw}}, path)
-    assert torch.equal(load_transformer(path, CPU).head.weight, raw["head.weight"])
-    assert torch.equal(load_transformer(path, CPU, averaged=True).head.weight, averaged["head.weight"])
+    for choice, expected in ((None, averaged), (True, averaged), (False, raw)):
+        found = load_transformer(path, CPU, averaged=choice)
+        assert torch.equal(found.head.weight, expected["head.weight"])
     torch.save({"trainer": {"gpt_ema_fsdp": averaged}}, path)
     assert torch.equal(load_transformer(path, CPU).head.weight, averaged["head.weight"])
+    with pytest.raises(
+        CheckpointError, match=r"no other weights .*\(at 'trainer.gpt_ema_fsdp'.*averaged=True"
+    ):
+        load_transformer(path, CPU, averaged=False)
     torch.save({"trainer": {"gpt_fsdp": raw}}, path)
-    with pytest.raises(CheckpointError, match="no tensors at its top level; its keys are gpt_fsdp"):
+    with pytest.raises(
+        CheckpointError, match=r"no averaged weights .*\(at 'trainer.gpt_fsdp'.*averaged=False"
+    ):
         load_transformer(path, CPU, averaged=True)
 
 

@@ -25,8 +25,9 @@ from nextscale.families.infinity.transformer import SIZES, InfinityTransformer, 
 from nextscale.families.text import TextFeatures
 from nextscale.families.words import WordEncoder
 from nextscale.generation.loop import StepInfo
+from nextscale.generation.noise import Noise, Stream, uniform
 from nextscale.generation.request import GenerationOutput
-from nextscale.generation.tokens import Filters, inverse_cdf
+from nextscale.generation.tokens import Filters
 from nextscale.guidance import spatial_prior
 from nextscale.weights.layout import read_config
 
@@ -129,21 +130,16 @@ def test_global_random_state_is_neither_used_nor_changed(plain: InfinityPipeline
 
 
 def test_bits_are_what_the_uniforms_of_the_seed_pick(pipe: InfinityPipeline):
-    """One uniform number per bit, in the order scale, token, bit; the same for guided and unguided runs."""
+    """One uniform number per bit; the same for guided and unguided runs."""
     bits, lengths = pipe.transformer.config.bits, pipe.schedule.lengths
-    uniforms = torch.stack(
-        [
-            torch.rand(sum(lengths) * bits, dtype=torch.float64, generator=torch.Generator().manual_seed(s))
-            for s in (30, 31)
-        ]
-    ).split([n * bits for n in lengths], 1)
+    words = [Noise([30, 31]).words(Stream.TOKENS, k, n, bits) for k, n in enumerate(lengths)]
     filters = Filters(temperature=0.9, top_p=0.95)
     for ssg in (None, 0.8):
         _, steps = trace(pipe, PROMPTS[:2], temperature=0.9, top_p=0.95, seed=30, ssg=ssg, batch_size=2)
-        for step, numbers in zip(steps, uniforms, strict=True):
+        for step, numbers in zip(steps, words, strict=True):
             pairs = filters(step.guided.unflatten(-1, (-1, 2)))
-            drawn = inverse_cdf(pairs, numbers.view(pairs.shape[:-1]))
-            assert torch.equal(step.tokens.flatten(1, 2), drawn)
+            drawn = uniform(numbers) < pairs.double().softmax(-1)[..., 1]
+            assert torch.equal(step.tokens.flatten(1, 2), drawn.long())
 
 
 # ------------------------------------------------------------------ guidance

@@ -64,8 +64,7 @@ def run(models: Models, text: TextFeatures, **options: Any) -> tuple[list[Tensor
     session = InfinitySession(*models, SCHEDULE, text, **options)
     scales, layers = options.get("scales"), options.get("layers", (0,))
     cfg = ClassifierFreeGuidance(scales, convention="interpolate") if scales and 0 in layers else None
-    counts = [n * models[0].config.bits for n in SCHEDULE.lengths]
-    draw = Drawer("paired", Filters(), list(range(len(text))), counts, torch.device("cpu"), choices=2)
+    draw = Drawer("paired", Filters(), list(range(len(text))), torch.device("cpu"), bits=True)
     steps: list[StepInfo] = []
     return generate(session, GuidanceChain([cfg]), draw, steps.append), steps
 

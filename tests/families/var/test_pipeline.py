@@ -17,11 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from nextscale import ClassifierFreeGuidance, ScaledSpatialGuidance, VARPipeline
-from nextscale.errors import CheckpointError, GridError, InvalidArgumentError
+from nextscale.errors import CheckpointError, DataError, GridError, InvalidArgumentError
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.generation.loop import StepInfo
+from nextscale.generation.noise import Noise, Stream
+from nextscale.generation.race import race
 from nextscale.generation.request import GenerationOutput
-from nextscale.generation.tokens import Filters, inverse_cdf
+from nextscale.generation.tokens import Filters
 from nextscale.guidance import spatial_prior
 from nextscale.weights.layout import write_default_ssg
 
@@ -134,25 +136,18 @@ def test_zero_strength_is_bit_identical_to_none(sampler: Any, basic: VARPipeline
 
 
 def test_guided_and_unguided_runs_share_their_noise(basic: VARPipeline):
-    """Tokens are what the image's uniforms, drawn from its seed alone, pick from what was sampled from."""
-    seeds = [30, 31]
-    uniforms = torch.stack(
-        [
-            torch.rand(
-                basic.schedule.num_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(s)
-            )
-            for s in seeds
-        ]
-    )
+    """Tokens are who wins the race of what was sampled from, in numbers of the image's seed alone."""
+    noise = Noise([30, 31])
     filters = Filters(temperature=0.9, top_k=30, top_p=0.95)
     options: dict[str, Any] = dict(temperature=0.9, top_k=30, top_p=0.95, seed=30)
     plain, plain_steps = trace(basic, [3, 7], **options)
     guided, guided_steps = trace(basic, [3, 7], ssg=0.8, **options)
     for steps in (plain_steps, guided_steps):
         for step in steps:
-            numbers = uniforms[:, basic.schedule.span(step.index)]
-            expected = inverse_cdf(filters(step.guided), numbers)
-            assert torch.equal(step.tokens.flatten(1), expected)
+            filtered = filters(step.guided)
+            keys = noise.keys(Stream.TOKENS, step.index, filtered.shape[1])
+            expected = race(filtered.flatten(0, 1), keys.flatten())
+            assert torch.equal(step.tokens.flatten(), expected)
     assert torch.equal(plain.tokens[0], guided.tokens[0])  # the first step has no prior
     assert not equal_tokens(plain, guided)
 
@@ -434,11 +429,10 @@ def test_defaults(basic: VARPipeline, tiny: Callable):
 def test_temperatures_per_step(basic: VARPipeline):
     per_step = [0.5, 2.0, 1.0, 0.25]
     _, steps = trace(basic, [3, 7], temperature=per_step, top_k=0, top_p=0, seed=6)
-    generator = [torch.Generator().manual_seed(s) for s in (6, 7)]
-    uniforms = torch.stack([torch.rand(30, dtype=torch.float64, generator=g) for g in generator])
     for step, temperature in zip(steps, per_step, strict=True):
-        numbers = uniforms[:, basic.schedule.span(step.index)]
-        assert torch.equal(step.tokens.flatten(1), inverse_cdf(step.guided / temperature, numbers))
+        logits = (step.guided / temperature).flatten(0, 1)
+        keys = Noise([6, 7]).keys(Stream.TOKENS, step.index, len(logits) // 2)
+        assert torch.equal(step.tokens.flatten(), race(logits, keys.flatten()))
 
 
 def test_class_names(tiny: Callable):
@@ -497,7 +491,7 @@ def test_smoothing_mixes_codes_but_draws_tokens(basic: VARPipeline):
     plain, smooth = (basic([3, 7], seed=0, more_smooth=m, output_type="pt") for m in (False, True))
     assert torch.equal(plain.tokens[0], smooth.tokens[0])
     assert not torch.allclose(plain.images, smooth.images, atol=1e-3)
-    # An image's mixing noise follows its uniforms, so it is not that of its neighbour.
+    # An image's mixing noise is its own, and not that of its neighbour.
     twins = basic([3, 3], seed=[8, 8], more_smooth=True, output_type="pt")
     torch.testing.assert_close(twins.images[0], twins.images[1], rtol=0, atol=5e-3)
 
@@ -572,11 +566,40 @@ def test_reconstruct(basic: VARPipeline, case: Callable):
         (torch.zeros(1, 1, 64, 64), r"\(B, 3, H, W\)"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r"floating-point .* in \[-1, 1\] .*uint8"),
         ([], "no pictures"),
+        (
+            torch.full((1, 3, 64, 64), 255.0),
+            r"from 255 to 255; pictures are in \[-1, 1\], and x / 127",
+        ),
+        (torch.linspace(0, 2, 12288).view(1, 3, 64, 64), "the pictures' numbers are from 0 to 2;"),
+        (torch.linspace(-1.5, 1, 12288).view(1, 3, 64, 64), r"from -1\.5 to 1;"),
+        (torch.full((1, 3, 64, 64), 2.0, dtype=torch.bfloat16), "from 2 to 2;"),
+        (torch.full((1, 3, 64, 64), torch.nan), "12,288 of the pictures' 12,288 numbers are not finite"),
+        (
+            torch.zeros(1, 3, 64, 64).index_fill(3, torch.tensor([5]), torch.inf),
+            "192 of the pictures' 12",
+        ),
     ],
 )
 def test_pictures_that_do_not_fit(images: Any, message: str, basic: VARPipeline):
     with pytest.raises(InvalidArgumentError, match=message):
         basic.reconstruct(images)
+    with pytest.raises(InvalidArgumentError, match=message):
+        basic.log_likelihood(images, [0])
+
+
+def test_pictures_of_every_kind_are_read_by_one_rule(basic: VARPipeline):
+    """What :mod:`nextscale.pixels` says: depth, hidden colours, orientation."""
+    grey = np.linspace(0, 65535, 4096).astype(np.uint16).reshape(64, 64)
+    plain = Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    expected = basic.reconstruct(plain, output_type="pt")
+    assert torch.equal(basic.reconstruct(Image.fromarray(grey), output_type="pt"), expected)
+    turned = plain.transpose(Image.Transpose.ROTATE_90)
+    turned.getexif()[0x0112] = 6
+    assert torch.equal(basic.reconstruct(turned, output_type="pt"), expected)
+    hidden, white = Image.new("RGBA", (64, 64), (255, 0, 0, 0)), Image.new("RGB", (64, 64), "white")
+    assert torch.equal(*(basic.reconstruct(image, output_type="pt") for image in (hidden, white)))
+    with pytest.raises(DataError, match="picture 1 holds floating-point numbers"):
+        basic.reconstruct([plain, Image.fromarray(np.zeros((64, 64), np.float32))])
 
 
 # ------------------------------------------------------------------ errors
@@ -605,7 +628,7 @@ def test_pictures_that_do_not_fit(images: Any, message: str, basic: VARPipeline)
         ({"seed": True}, "got True"),
         ({"seed": [1, None]}, "got None"),
         ({"seed": "12"}, "got '12'"),
-        ({"seed": 2**32 - 1}, "go beyond"),
+        ({"seed": 2**64 - 1}, "go beyond"),
         ({"sampler": "beam"}, "unknown sampler 'beam'; known: paired, greedy, multinomial"),
         ({"output_type": "jpeg"}, "unknown output_type 'jpeg'; known: pil, pt, np"),
         ({"batch_size": 0}, "batch_size must be a positive whole number, got 0"),

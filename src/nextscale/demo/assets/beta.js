@@ -1,5 +1,5 @@
 // The β editor: a strength, how it is spread over the steps, and the curve that this makes, whose points can be
-// moved one by one. All of it is native inputs, so that it works with a keyboard and with a finger.
+// moved one by one. All of it is native inputs, so that it works with a keyboard and with a reader of screens.
 // `element`, `props`, `trigger` and `watch` are gradio's. props.value: {beta, schedule, curve, weights, steps}.
 const root = element.querySelector(".ns-beta");
 const perStep = PER_STEP;
@@ -18,10 +18,14 @@ const lines = document.createElementNS("http://www.w3.org/2000/svg", "svg");
 lines.setAttribute("aria-hidden", "true");
 lines.setAttribute("preserveAspectRatio", "none");
 const steps = make("div", {class: "ns-steps"});
+const figures = make("p", {class: "ns-figures"});
+const [mark, words] = [root.querySelector(".ns-help"), root.querySelector(".ns-words")];
 root.append(
-  make("div", {class: "ns-strength"}, make("span", {class: "ns-label"}, "SSG strength β"), strength, exact),
+  make("div", {class: "ns-strength"}, make("span", {class: "ns-label"}, "SSG strength β"), mark, strength, exact),
+  words,
   choice,
   make("div", {class: "ns-curve"}, lines, steps),
+  figures,
 );
 
 let state = null;
@@ -51,8 +55,9 @@ const show = () => {
     input.max = top;
     input.value = i ? state.curve[i] : 0;
     input.setAttribute("aria-valuetext", `β ${round(state.curve[i])}`);
-    input.title = i ? `β ${round(state.curve[i])}` : "The first step is never guided";
+    input.parentElement.title = i ? `β ${round(state.curve[i])}` : "The first step is never guided";
   });
+  figures.textContent = `β of the steps: –, ${state.curve.slice(1).map((v) => Math.round(v * 100) / 100).join(", ")}`;
   trace();
 };
 
@@ -62,7 +67,8 @@ const tell = () => {
 };
 
 const strengthMoved = (value, done) => {
-  const wanted = Math.min(20, Math.max(0, Number(value) || 0));
+  if (value === "" || !Number.isFinite(Number(value))) return show(); // no number: what was there before
+  const wanted = Math.min(20, Math.max(0, Number(value)));
   if (state.schedule === perStep) {
     const largest = Math.max(...state.curve);
     state.curve = state.curve.map((v) => (largest > 0 ? (v * wanted) / largest : wanted));
@@ -85,6 +91,50 @@ const stepMoved = (index, value, done) => {
   show();
   if (done) tell();
 };
+
+// Points are moved by a mouse that presses and drags, by a tap, and by a finger that moves sideways, which draws
+// the curve. A finger that moves up or down scrolls the page: the style sheet leaves that to the browser.
+let held = null; // of the pointer that is down: {x, index, drawing}
+const at = (event) => {
+  const inputs = [...steps.querySelectorAll("input")];
+  const box = steps.getBoundingClientRect();
+  const index = Math.floor(((event.clientX - box.left) / box.width) * inputs.length);
+  return Math.min(inputs.length - 1, Math.max(0, index));
+};
+const move = (index, event, done) => {
+  const input = steps.querySelectorAll("input")[index];
+  if (input.disabled) return done && held.drawing ? tell() : undefined;
+  const box = input.getBoundingClientRect();
+  const share = (box.bottom - 8 - event.clientY) / (box.height - 16); // the middle of the point, at both ends
+  stepMoved(index, round(Math.round((Math.min(1, Math.max(0, share)) * top) / 0.05) * 0.05), done);
+};
+steps.addEventListener("pointerdown", (event) => {
+  if (event.button !== 0 || !event.isPrimary) return;
+  const mouse = event.pointerType === "mouse";
+  held = {x: event.clientX, index: at(event), mouse, drawing: mouse};
+  if (!mouse) return;
+  event.preventDefault(); // no selecting of text
+  steps.setPointerCapture(event.pointerId);
+  steps.querySelectorAll("input")[held.index].focus();
+  move(held.index, event, false);
+});
+steps.addEventListener("pointermove", (event) => {
+  if (!held) return;
+  if (!held.drawing && Math.abs(event.clientX - held.x) > 8) {
+    held.drawing = true;
+    steps.setPointerCapture(event.pointerId);
+  }
+  if (held.drawing) move(held.mouse ? held.index : at(event), event, false);
+});
+steps.addEventListener("pointerup", (event) => {
+  if (!held) return;
+  move(held.mouse ? held.index : at(event), event, true);
+  held = null;
+});
+steps.addEventListener("pointercancel", () => {
+  if (held?.drawing) tell();
+  held = null;
+});
 
 const build = () => {
   const value = props.value;

@@ -18,6 +18,13 @@
       document.documentElement.style.setProperty("--ns-split", `${event.target.value}%`);
   });
 
+  // Question marks open and close the words beside them.
+  document.addEventListener("click", (event) => {
+    const mark = event.target.closest?.("[data-help]");
+    const words = mark && document.getElementById(`ns-words-${mark.dataset.help}`);
+    if (words) mark.setAttribute("aria-expanded", String(!(words.hidden = !words.hidden)));
+  });
+
   // Play the scales: the large pictures once more from coarse to fine.
   let playing = false;
   document.addEventListener("click", async (event) => {

@@ -22,6 +22,7 @@ from nextscale.nn.placement import Placement
 from nextscale.scales import Grid, ScaleSchedule
 from nextscale.weights.hub import download, is_repo_id
 from nextscale.weights.layout import CONFIG, read_config
+from nextscale.weights.nesting import Part, holds, read_part
 from nextscale.weights.official import (
     INDEX,
     SINGLE,
@@ -30,8 +31,9 @@ from nextscale.weights.official import (
     download_sharded,
     is_sharded,
     load_checked,
-    read_official,
     require,
+    square_sides,
+    told,
 )
 from nextscale.weights.residual_tokenizer import tokenizer_sizes
 
@@ -45,7 +47,15 @@ TORCH_FILE = "pytorch_model.bin"
 _BUFFERS = re.compile(r"^(lvl_1L|attn_bias_for_masking|blocks\.\d+\.attn\.zero_k_bias)$")
 # Stored beside the tokenizer: a discriminator, a second decoder for training, usage statistics.
 _UNUSED = re.compile(r"^(disc|decoder2|post_quant_conv2)\.|^quantize\.ema_vocab_hit_SV$")
-_PREFIX = "vae."
+_TRANSFORMER_NAMES = frozenset(
+    {"context_embed.weight", "word_embed.weight", "diffloss.net.cond_embed.weight"}
+)
+_TRANSFORMER_PART = Part(_TRANSFORMER_NAMES, _BUFFERS)
+_TOKENIZER_PART = Part(
+    frozenset({"encoder.conv_in.weight", "quant_conv.weight", "quantize.embedding.weight"}), _UNUSED
+)
+_TOKENIZER_KINDS = {"quant_resi": float, "using_znorm": bool, "beta": float, "norm_groups": int}
+_REMEDY = f"correct {CONFIG} beside it, or give settings={{{{{{name!r}}: ...}}}}"
 
 _TRANSFORMER = "a HART transformer (llm/ema_model.bin)"
 _TOKENIZER = "HART's tokenizer"
@@ -69,44 +79,43 @@ PatchNums = tuple[int | Grid, ...]
 
 def recognises(path: Path) -> bool:
     """Whether a weight file, or a folder of several with an index, has the names of a HART transformer."""
-    names = read_official(path, meta=True).keys()
-    return {"context_embed.weight", "word_embed.weight", "diffloss.net.cond_embed.weight"} <= names
+    return read_part(path, _TRANSFORMER_PART, meta=True).keys() >= _TRANSFORMER_NAMES
 
 
 def find_files(
-    model: str | Path, tokenizer: str | Path | None = None, *, ema: bool | None = None
+    model: str | Path, tokenizer: str | Path | None = None, *, averaged: bool | None = None
 ) -> tuple[Path, Path]:
     """The weights of transformer and tokenizer: files, or folders of several files with an index.
 
     model: a weight file, a folder with the folders ``llm`` and ``tokenizer``, the folder ``llm`` itself, or a
         hub id (``"mit-han-lab/hart-0.7b-1024px"``).
     tokenizer: its file or folder; looked for beside the transformer when left out.
-    ema: whether to take the averaged weights ``llm/ema_model.bin``, as the official tools do by default; None
-        takes them where there are any. A file given as model is taken as it is.
+    averaged: whether to take the averaged weights ``llm/ema_model.bin``, as the official tools do by default;
+        None takes them where there are any. A file given as model is that file, whatever it holds.
 
     Raises CheckpointError saying what is missing, and ModelNotFoundError if a download fails.
     """
     path = Path(model)
     if path.is_file():
-        return path, _beside(path.parent, tokenizer)
+        return path, _beside(path.parent, tokenizer, path)
     if path.is_dir():
         folder = path / TRANSFORMER_FOLDER if (path / TRANSFORMER_FOLDER).is_dir() else path
-        return _transformer_in(folder, ema), _beside(folder, tokenizer)
+        chosen = _transformer_in(folder, averaged)
+        return chosen, _beside(folder, tokenizer, chosen)
     if not is_repo_id(str(model)):
         raise CheckpointError(f"no such file or folder: {str(model)!r}")
     repo = str(model)
     if tokenizer is not None:
-        return _download_transformer(repo, ema), _beside(path, tokenizer)
-    return _download_transformer(repo, ema), _download_weights(repo, TOKENIZER_FOLDER)
+        return _download_transformer(repo, averaged), _beside(path, tokenizer)
+    return _download_transformer(repo, averaged), _download_weights(repo, TOKENIZER_FOLDER)
 
 
-def _transformer_in(folder: Path, ema: bool | None) -> Path:
-    averaged = folder / EMA_FILE
-    if ema is False or (ema is None and not averaged.is_file()):
+def _transformer_in(folder: Path, averaged: bool | None) -> Path:
+    file = folder / EMA_FILE
+    if averaged is False or not file.is_file():
+        # Other weights may hold averages, too, which are looked for when they are read.
         return _weights_in(folder)
-    if not averaged.is_file():
-        raise CheckpointError(f"{str(folder)!r} has no {EMA_FILE}; ema=False takes the other weights")
-    return averaged
+    return file
 
 
 def _weights_in(folder: Path) -> Path:
@@ -120,8 +129,9 @@ def _weights_in(folder: Path) -> Path:
     )
 
 
-def _beside(folder: Path, tokenizer: str | Path | None) -> Path:
-    """The tokenizer: given, or in the folder of its name inside or beside the transformer's."""
+def _beside(folder: Path, tokenizer: str | Path | None, transformer: Path | None = None) -> Path:
+    """The tokenizer: given, or in the folder of its name inside or beside the transformer's, or in its
+    file."""
     if tokenizer is not None:
         path = Path(tokenizer)
         if not path.exists():
@@ -130,19 +140,21 @@ def _beside(folder: Path, tokenizer: str | Path | None) -> Path:
     for place in (folder / TOKENIZER_FOLDER, folder.absolute().parent / TOKENIZER_FOLDER):
         if place.is_dir():
             return _weights_in(place)
+    if transformer is not None and holds(transformer, _TOKENIZER_PART):
+        return transformer
     raise CheckpointError(
         f"no folder {TOKENIZER_FOLDER!r} in or beside {str(folder)!r}; name the file with tokenizer="
     )
 
 
-def _download_transformer(repo: str, ema: bool | None) -> Path:
-    if ema is False:
+def _download_transformer(repo: str, averaged: bool | None) -> Path:
+    if averaged is False:
         return _download_weights(repo, TRANSFORMER_FOLDER)
     download(repo, f"{TRANSFORMER_FOLDER}/{CONFIG}")
     try:
         return download(repo, f"{TRANSFORMER_FOLDER}/{EMA_FILE}")
     except ModelNotFoundError:
-        if ema:
+        if averaged:
             raise
         return _download_weights(repo, TRANSFORMER_FOLDER)
 
@@ -180,18 +192,6 @@ def read_settings(weights: Path, part: str, given: Settings | None = None) -> di
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def _told(settings: Settings, kinds: Mapping[str, type], path: Path) -> dict[str, Any]:
-    """Those of the settings that are there, compared with the kind each has to be of."""
-    told = {name: settings[name] for name in kinds if name in settings}
-    for name, value in told.items():
-        if not (isinstance(value, kinds[name]) or (kinds[name] is float and type(value) is int)):
-            raise CheckpointError(
-                f"the settings of {path.name} say {name} = {value!r}, expected a {kinds[name].__name__}; "
-                f"correct {CONFIG} beside it, or give settings={{{name!r}: ...}}"
-            )
-    return told
-
-
 def _whole(settings: Settings, name: str, path: Path) -> int:
     value = settings.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -210,27 +210,39 @@ def _unknown(name: str, kind: str, value: Any, path: Path) -> CheckpointError:
 # ------------------------------------------------------------------ the transformer
 
 
-def load_transformer(path: Path, placement: Placement, settings: Settings | None = None) -> HARTTransformer:
+def load_transformer(
+    path: Path, placement: Placement, settings: Settings | None = None, *, averaged: bool | None = None
+) -> HARTTransformer:
     """An official transformer -> the model, in evaluation mode.
 
     path: a weight file, or a folder of several with an index. settings: values that neither the tensors nor
         the ``config.json`` beside them tell, under its names (``{"num_heads": 24}``).
+    averaged: see :func:`~nextscale.weights.nesting.read_part`.
     Raises CheckpointError before anything is allocated if names or shapes are not a HART transformer's.
     """
 
     def read(meta: bool) -> dict[str, Tensor]:
-        tensors = read_official(path, meta=meta)
-        return {k: v for k, v in tensors.items() if not _BUFFERS.match(k)}
+        return read_part(path, _TRANSFORMER_PART, averaged=averaged, meta=meta)
 
-    config = infer_transformer(
-        read_official(path, meta=True), path, read_settings(path, "transformer", settings)
-    )
+    def parameters(meta: bool) -> dict[str, Tensor]:
+        return {k: v for k, v in read(meta).items() if not _BUFFERS.match(k)}
+
+    known = read_settings(path, "transformer", settings)
+    config = infer_transformer(read(True), path, known, lambda: read(False)["lvl_1L"])
     hint = f"Is it {_TRANSFORMER}, whole and unmodified?"
-    return load_checked(lambda: HARTTransformer(config), read, placement, source=path.name, hint=hint)
+    return load_checked(lambda: HARTTransformer(config), parameters, placement, source=path.name, hint=hint)
 
 
-def infer_transformer(shapes: Mapping[str, Tensor], path: Path, settings: Settings) -> HARTTransformerConfig:
-    """Sizes and flags: what tensors tell (meta tensors will do), and the rest from settings."""
+def infer_transformer(
+    shapes: Mapping[str, Tensor],
+    path: Path,
+    settings: Settings,
+    levels: Callable[[], Tensor] | None = None,
+) -> HARTTransformerConfig:
+    """Sizes and flags: what tensors tell (meta tensors will do), and the rest from settings.
+
+    levels: reads the level of every position, where shapes are all that was read.
+    """
     _refuse_gpt2(shapes, path)
     needed = {"word_embed.weight": 2, "context_embed.weight": 2, "head.weight": 2}
     needed |= {"blocks.0.attn.qkv_proj.weight": 2, "blocks.0.ffn.gate_proj.weight": 2}
@@ -250,14 +262,15 @@ def infer_transformer(shapes: Mapping[str, Tensor], path: Path, settings: Settin
     }
     _compare(sizes, settings, path)
     heads = _whole(settings, "num_heads", path) if temperature is None else temperature.numel()
-    text, sides = _sequence(shapes, path, settings)
-    told = _told(settings, {"norm_eps": float, "num_sampling_steps": str, "sep_aln_pooling_mode": str}, path)
-    told["pooling"] = told.pop("sep_aln_pooling_mode", "max")
+    text, sides = _sequence(shapes, path, settings, levels)
+    kinds = {"norm_eps": float, "num_sampling_steps": str, "sep_aln_pooling_mode": str}
+    found = told(settings, kinds, path, _REMEDY)
+    found["pooling"] = found.pop("sep_aln_pooling_mode", "max")
     with as_checkpoint_error(path):
-        kept_steps(told.get("num_sampling_steps", "8"))
+        kept_steps(found.get("num_sampling_steps", "8"))
         return HARTTransformerConfig(
             **sizes,
-            **told,
+            **found,
             num_heads=heads,
             context_token=text,
             patch_nums=sides,
@@ -294,12 +307,13 @@ def _compare(sizes: Mapping[str, int], settings: Settings, path: Path) -> None:
             )
 
 
-def _sequence(shapes: Mapping[str, Tensor], path: Path, settings: Settings) -> tuple[int, PatchNums]:
+def _sequence(
+    shapes: Mapping[str, Tensor], path: Path, settings: Settings, levels: Callable[[], Tensor] | None
+) -> tuple[int, PatchNums]:
     """Text tokens and the side of every scale: from settings, or from the stored level of every position."""
     stored = shapes.get("lvl_1L")
     if stored is not None and not {"patch_nums", "context_token"} <= settings.keys():
-        levels = stored if not stored.is_meta else read_official(path)["lvl_1L"]
-        settings = {**_from_levels(levels), **settings}
+        settings = {**_from_levels(stored if levels is None else levels()), **settings}
     text = _whole(settings, "context_token", path)
     sides = _sides(settings.get("patch_nums"), "patch_nums", path)
     total = text + ScaleSchedule.from_sides(sides).num_tokens - 1
@@ -312,11 +326,19 @@ def _sequence(shapes: Mapping[str, Tensor], path: Path, settings: Settings) -> t
 
 
 def _from_levels(levels: Tensor) -> dict[str, Any]:
-    """The text has level 0 and stands in for the first scale, a single token."""
-    text, *maps = levels.flatten().long().clamp(min=0).bincount().tolist()
-    sides = [round(n**0.5) for n in maps]
-    fits = text and all(side * side == n for side, n in zip(sides, maps, strict=True))
-    return {"context_token": text, "patch_nums": [1, *sides]} if fits else {}
+    """The text has level 0 and stands in for the first scale, a single token.
+
+    Of the scales nothing if they may be of other shapes than squares, and nothing at all if a token's level
+    is none.
+    """
+    level = levels.flatten().long()
+    steps = level.diff(prepend=level.new_zeros(1))
+    if not len(level) or bool(((steps != 0) & (steps != 1)).any()):  # scales are together, in order
+        return {}
+    text, *maps = level.bincount().tolist()
+    sides = square_sides([1, *maps])
+    told_text = {"context_token": text} if text else {}
+    return told_text if sides is None else {**told_text, "patch_nums": sides}
 
 
 def _sides(value: Any, name: str, path: Path) -> PatchNums:
@@ -338,20 +360,23 @@ def load_tokenizer(
     placement: Placement,
     patch_nums: PatchNums | None = None,
     settings: Settings | None = None,
+    *,
+    averaged: bool | None = None,
 ) -> HARTTokenizer:
     """An official tokenizer -> the model, in evaluation mode.
 
-    path, settings: see :func:`load_transformer`.
+    path, settings: see :func:`load_transformer`. averaged: as there, but a file with others only is no error.
     patch_nums: side of every scale, which the transformer knows; None reads ``v_patch_nums`` from the
         ``config.json`` beside the weights.
     Raises CheckpointError before anything is allocated if names or shapes are not those of HART's tokenizer.
     """
 
     def read(meta: bool) -> dict[str, Tensor]:
-        return _own_tensors(read_official(path, meta=meta))
+        tensors = read_part(path, _TOKENIZER_PART, averaged=averaged, strict=False, meta=meta)
+        return _own_tensors(tensors)
 
     found = read_settings(path, "tokenizer", settings)
-    config = infer_tokenizer(read_official(path, meta=True), path, found, patch_nums)
+    config = infer_tokenizer(read(True), path, found, patch_nums)
     hint = f"Is it {_TOKENIZER} (the folder tokenizer), whole and unmodified?"
     return load_checked(lambda: HARTTokenizer(config), read, placement, source=path.name, hint=hint)
 
@@ -363,16 +388,15 @@ def infer_tokenizer(
     patch_nums: PatchNums | None = None,
 ) -> HARTTokenizerConfig:
     """Sizes: what tensors tell (meta tensors will do), and the rest from settings."""
-    sizes = tokenizer_sizes(_own_tensors(shapes), path, _TOKENIZER, cause=_cause(shapes))
-    told = _told(settings, {"quant_resi": float, "using_znorm": bool, "beta": float}, path)
+    sizes = tokenizer_sizes(shapes, path, _TOKENIZER, cause=_cause(shapes))
+    found = told(settings, _TOKENIZER_KINDS, path, _REMEDY)
     if patch_nums is None:
         name = "v_patch_nums" if "v_patch_nums" in settings else "patch_nums"
         patch_nums = _sides(settings.get(name), name, path)
     with as_checkpoint_error(path):
-        return HARTTokenizerConfig(**{**sizes, **told}, patch_nums=patch_nums)
+        return HARTTokenizerConfig(**{**sizes, **found}, patch_nums=patch_nums)
 
 
 def _own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The autoencoder's tensors under their own names, without the prefix of the stored pair."""
-    named = {k.removeprefix(_PREFIX): v for k, v in tensors.items()}
-    return {k: v for k, v in named.items() if not _UNUSED.match(k)}
+    """The autoencoder's tensors, without what is stored beside them."""
+    return {k: v for k, v in tensors.items() if not _UNUSED.match(k)}

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nextscale.errors import InvalidArgumentError
+from nextscale.generation.noise import Noise, Stream
+from nextscale.guidance.cfg import combine_each
+from nextscale.nn.bounds import bounded
 from nextscale.nn.linear import Linear
 from nextscale.nn.timestep import TimestepEmbedding
 
@@ -210,6 +213,11 @@ class DiffusionLoss(NamedTuple):
     vb: Tensor
 
 
+def _away(cond: Tensor, uncond: Tensor, guidance: float, convention: str = "extra") -> Tensor:
+    """Combine predicted noise in its own dtype, as the published model does."""
+    return (1 + guidance) * cond - guidance * uncond
+
+
 class ResidualDiffusion(nn.Module):
     """Draws and learns residuals of ``target_channels`` under conditions of ``condition_channels``.
 
@@ -230,20 +238,20 @@ class ResidualDiffusion(nn.Module):
         self.training_process = DiffusionProcess.training()
         self.process = self.training_process.respaced(num_sampling_steps)
 
-    def draw_noise(self, generators: Sequence[torch.Generator], count: int) -> Tensor:
-        """The noise of a batch of images for :meth:`sample`, ``(n, B, count, target_channels)`` float32.
+    def draw_noise(self, noise: Noise, step: int, count: int) -> Tensor:
+        """Draw the noise of a batch of images for :meth:`sample`, ``(n, B, count, target_channels)`` float32.
 
-        generators: one per image, so that an image's noise does not depend on its neighbours.
-        count: vectors per image.
+        noise: the images' numbers. step: of the schedule, whose cells the ``count`` vectors of an image are.
         """
-        shape = (self.process.num_steps, count, self.target_channels)
-        return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators], dim=1)
+        shape = (self.process.num_steps, self.target_channels)
+        drawn = noise.normal(Stream.RESIDUAL, step, count, math.prod(shape))
+        return drawn.unflatten(-1, shape).permute(2, 0, 1, 3)
 
     @torch.no_grad()
     def sample(
         self,
         condition: Tensor,
-        guidance: float | None,
+        guidance: float | Sequence[float] | None,
         noise: Tensor,
         temperature: float = 1.0,
     ) -> Tensor:
@@ -251,8 +259,9 @@ class ResidualDiffusion(nn.Module):
 
         condition: ``(2 M, ..., C)``, the rows with a condition before those without; or ``(M, ..., C)`` if
             guidance is None.
-        guidance: g of ``(1 + g) cond - g uncond``, which combines the predicted noise. None is plain
-            sampling, and exactly 1 is too: there the published model leaves the combination out.
+        guidance: g of ``(1 + g) cond - g uncond``, which combines the predicted noise, or one for each of the
+            M. None is plain sampling, and exactly 1 is too: there the published model leaves the combination
+            out.
         noise: ``(n, M, ..., target_channels)`` for n sampling steps, as from :meth:`draw_noise`. The first is
             where the process starts, the others are added by all steps but the last, in their order.
         temperature: factor on the noise of the steps.
@@ -263,7 +272,7 @@ class ResidualDiffusion(nn.Module):
     def trajectory(
         self,
         condition: Tensor,
-        guidance: float | None,
+        guidance: float | Sequence[float] | None,
         noise: Tensor,
         temperature: float = 1.0,
     ) -> Iterator[ReverseStep]:
@@ -272,7 +281,9 @@ class ResidualDiffusion(nn.Module):
         Only the conditional half is followed: nothing depends on what becomes of the other.
         """
         n = self.process.num_steps
-        if guidance is not None and guidance == 1.0:
+        if isinstance(guidance, Sequence):
+            guidance = tuple(0.0 if g == 1.0 else g for g in guidance)  # which leaves it out row by row
+        elif guidance is not None and guidance == 1.0:
             condition, guidance = condition.chunk(2)[0], None
         rows = len(condition) // (1 if guidance is None else 2)
         shape = (n, rows, *condition.shape[1:-1], self.target_channels)
@@ -292,7 +303,9 @@ class ResidualDiffusion(nn.Module):
             x = step.sample
             yield step
 
-    def predict(self, x: Tensor, timesteps: Tensor, condition: Tensor, guidance: float | None) -> Tensor:
+    def predict(
+        self, x: Tensor, timesteps: Tensor, condition: Tensor, guidance: float | Sequence[float] | None
+    ) -> Tensor:
         """What the network makes of x ``(M, ..., z)``: noise and variance, ``(M, ..., 2 z)``.
 
         timesteps: training steps, one for all or one per row of the condition. With guidance the condition
@@ -304,7 +317,11 @@ class ResidualDiffusion(nn.Module):
             return result
         cond, uncond = self.net(torch.cat([x, x]), timesteps, condition).chunk(2)
         z = self.target_channels
-        eps = (1 + guidance) * cond[..., :z] - guidance * uncond[..., :z]
+        branches = cond[..., :z], uncond[..., :z]
+        if isinstance(guidance, Sequence):
+            eps = combine_each(*branches, guidance, "extra", _away)
+        else:
+            eps = _away(*branches, guidance)
         return torch.cat([eps, cond[..., z:]], dim=-1)
 
     def reverse_step(
@@ -315,7 +332,7 @@ class ResidualDiffusion(nn.Module):
         index: int64, steps of the shorter process, one for all or one per vector; step 0 adds no noise.
         """
         eps, variance = out.chunk(2, dim=-1)
-        x0 = self._data(self.process, x, eps, index).clamp(-1, 1)
+        x0 = bounded(self._data(self.process, x, eps, index))
         mean = self._posterior_mean(self.process, x0, x, index)
         logvar = self._log_variance(self.process, variance, index)
         scale = (index.to(x.device) > 0).float()[..., None] * temperature

@@ -92,8 +92,12 @@ def _activations(
         # Those of the pass before are still there: guided, and before SSG.
         computing = rows * open_here + (1 + ssg) * logits * earlier
         drawing = (1 + ssg) * logits * count + drawing_bytes(
-            batch * count, config.vocab_size, filters.top_k_at(min(step, last))
+            batch * count, config.vocab_size, filters.limits(min(step, last))["top_k"]
         )
         drawing += logits * earlier
-        peak, earlier = max(peak, computing, drawing), count
+        # Every branch's logits, what they are combined into, and what is made on the way to it.
+        guiding = (rows // batch + 2 * (rows > batch)) * logits * count + (1 + ssg) * logits * earlier
+        if ssg and step >= last and len(parts) > 1:  # the prior of the whole grid, of which a part is taken
+            guiding += logits * (lengths[last] + lengths[last - 1] + 2 * count)
+        peak, earlier = max(peak, computing, guiding, drawing), count
     return peak

@@ -20,6 +20,7 @@ from nextscale.families.hart.tokenizer import HARTTokenizer, HARTTokenizerConfig
 from nextscale.families.hart.transformer import HARTTransformer, HARTTransformerConfig
 from nextscale.families.pipeline import TextPipeline
 from nextscale.families.text import Prompts, TextEncoder, encode_prompts
+from nextscale.generation.given import given_codes, resolve_steps
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.request import (
@@ -32,7 +33,6 @@ from nextscale.generation.request import (
     convert_images,
     draw_batch,
     draw_batches,
-    given_maps,
     image_tensor,
     resolve_cfg,
     resolve_seeds,
@@ -40,6 +40,7 @@ from nextscale.generation.request import (
     with_values,
 )
 from nextscale.generation.soft import SoftCodes
+from nextscale.generation.strengths import check_pictures, in_convention, of_pictures
 from nextscale.generation.tokens import Drawer, Sampler
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance
@@ -134,6 +135,7 @@ class HARTPipeline(TextPipeline):
         *,
         text_encoder: TextEncoder | str | Path | None = None,
         system_prompt: str | Path | None = None,
+        averaged: bool | None = None,
         ema: bool | None = None,
         settings: Mapping[str, Any] | None = None,
         device: str | torch.device = "auto",
@@ -148,16 +150,20 @@ class HARTPipeline(TextPipeline):
             if the widths agree. It is loaded when the first prompt comes.
         system_prompt: the instruction the weights were trained with, as a string or a file; see
             :class:`~nextscale.families.hart.text.HARTTextEncoder`.
-        ema: whether to take the averaged weights; None takes them where there are any.
+        averaged: whether to take averaged weights (EMA), of a folder or of a file that holds both; ``None``
+            takes them where there are any. ema: an older name of the same.
         settings: values that neither tensors nor ``config.json`` tell, such as ``{"num_heads": 24}``.
 
         Raises CheckpointError for files that do not fit, before anything is allocated, and ModelNotFoundError
         if a download fails.
         """
         placement = place(device, dtype)
-        transformer_file, tokenizer_file = checkpoint.find_files(transformer, tokenizer, ema=ema)
-        model = checkpoint.load_transformer(transformer_file, placement, settings)
-        codes = checkpoint.load_tokenizer(tokenizer_file, placement, model.config.patch_nums, settings)
+        averaged = ema if averaged is None else averaged
+        transformer_file, tokenizer_file = checkpoint.find_files(transformer, tokenizer, averaged=averaged)
+        model = checkpoint.load_transformer(transformer_file, placement, settings, averaged=averaged)
+        codes = checkpoint.load_tokenizer(
+            tokenizer_file, placement, model.config.patch_nums, settings, averaged=averaged
+        )
         if text_encoder is None and model.config.context_dim == PUBLISHED_WIDTH:
             text_encoder = PUBLISHED
         encoder = _as_encoder(text_encoder, model, system_prompt)
@@ -197,7 +203,7 @@ class HARTPipeline(TextPipeline):
         prompts: Prompts,
         *,
         guidance_scale: StrengthLike | ClassifierFreeGuidance | None = None,
-        ssg: float | ScaledSpatialGuidance | None = None,
+        ssg: StrengthLike | ScaledSpatialGuidance | None = None,
         more_smooth: bool | None = None,
         residual: bool = True,
         mask_iterations: int = 1,
@@ -206,6 +212,7 @@ class HARTPipeline(TextPipeline):
         min_p: float = 0.0,
         temperature: float | Sequence[float] | None = None,
         given_tokens: Sequence[Tensor] = (),
+        stop_after: int | None = None,
         seed: int | Sequence[int] | None = None,
         sampler: Sampler = "paired",
         batch_size: int = 1,
@@ -221,13 +228,15 @@ class HARTPipeline(TextPipeline):
             list gives t for every step. The residual is drawn under the last step's. 0 turns classifier-free
             guidance off, and its cost with it.
         ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off. It
-            guides the tokens, not the residual.
+            guides the tokens, not the residual. Both strengths can be one a picture, ``(B, 1)`` or ``(B,
+            steps)``, as lists of lists or arrays.
         more_smooth: show mixtures of codes instead of the drawn ones, sharper at finer scales.
         residual: draw what the codes leave out of the finest scale, by diffusion.
         mask_iterations: in how many parts the last scale is predicted; each sees those before.
         top_k, top_p, min_p, temperature: see :class:`~nextscale.generation.tokens.Filters`.
         given_tokens: token maps ``(B, h, w)`` of the first scales, taken in place of drawn ones; one for all
             pictures or one each.
+        stop_after: make this many scales only, and decode what there is; the residual belongs to the last.
         seed: a number (the images get it and the following ones), one per image, or ``None`` for fresh ones.
         sampler: ``"paired"`` (an image depends on its seed alone), ``"greedy"`` (the likeliest tokens;
             mixtures and the residual are drawn all the same), or ``"multinomial"`` (the official code's draws
@@ -238,10 +247,10 @@ class HARTPipeline(TextPipeline):
 
         ``None`` takes the model's default. Raises InvalidArgumentError naming the value and what is allowed.
 
-        An image's seed makes, in this order: one uniform number per token, the permutation behind
-        ``mask_iterations``, the noise of the residual, and the mixtures step by step. The settings that come
-        back make the pictures again, but for features and given tokens, of which they hold no numbers, and
-        the system prompt, of which they hold the SHA-256.
+        An image's seed makes the numbers of its tokens, the permutation behind ``mask_iterations``, the noise
+        of the residual, and the mixtures, each independently of the others. The settings that come back make
+        the pictures again, but for features and given tokens, of which they hold no numbers, and the system
+        prompt, of which they hold the SHA-256.
         """
         check_output_type(output_type)
         grids = self.schedule.grids
@@ -252,31 +261,37 @@ class HARTPipeline(TextPipeline):
         filters = self._filters(self.schedule, self.transformer.config.vocab_size, **drawn_from)
         soft = bool(self.defaults["more_smooth"] if more_smooth is None else more_smooth)
         masked_counts(self.schedule.lengths[-1], mask_iterations)  # raises before prompts are encoded
-        guidance = GuidanceChain([cfg, spatial])
+        steps = resolve_steps(stop_after, self.schedule)
         texts, features = encode_prompts(prompts, self.text_encoder)
         self.transformer.check_text(features)
+        features.check_finite(padding=True)  # which this model reads
         seeds = resolve_seeds(seed, len(features))
-        given = self._given(given_tokens, len(features))
-        last = cfg.scales(grids)[-1]
+        check_pictures(len(features), guidance_scale=cfg, ssg=spatial)
+        given = given_codes(self.tokenizer, given_tokens, self.schedule, steps, len(features))
 
         def draw_span(span: slice) -> Drawn:
-            lengths, maps = self.schedule.lengths, [tokens[span] for tokens in given]
-            draw = Drawer(sampler, filters, seeds[span], lengths, self.device, given=maps)
+            maps = [tokens[span] for tokens in given]
+            draw = Drawer(sampler, filters, seeds[span], self.device, given=maps)
+            scale = of_pictures(cfg, span)
+            guidance = GuidanceChain([scale, of_pictures(spatial, span)])
             session = HARTSession(
                 self.transformer,
                 self.tokenizer,
                 features[span],
                 guidance.branches,
-                noise=HARTNoise.draw(draw.noise.generators, self.transformer),
-                guidance=last if cfg.convention == "extra" else last - 1,
+                noise=HARTNoise.draw(draw.noise, self.transformer),
+                guidance=in_convention(scale.scales(grids)[-1], scale.convention, "extra"),
                 smooth=SoftCodes.of(draw, hold_last=True) if soft else None,
                 residual=residual,
                 mask_iterations=mask_iterations,
                 given=len(given),
+                stop_after=steps,
             )
             return draw_batch(session, draw, guidance, on_step)
 
-        images, tokens = draw_batches(len(features), batch_size, draw_span, self._decode, output_type)
+        images, tokens = draw_batches(
+            len(features), batch_size, draw_span, self._decode, output_type, self.dtype
+        )
         settings = call_settings(
             family=FAMILY,
             model=self.name,
@@ -289,22 +304,12 @@ class HARTPipeline(TextPipeline):
             residual=residual,
             mask_iterations=mask_iterations,
             given_tokens=len(given),
+            stop_after=stop_after,
             filters=filters,
             sampler=sampler,
             dtype=self.dtype,
         )
         return GenerationOutput(images, tokens, seeds, settings)
-
-    def _given(self, maps: Sequence[Tensor], count: int) -> list[Tensor]:
-        """Given tokens as ``(count, h, w)`` on this device."""
-        if not maps:
-            return []
-        if len(maps) > self.schedule.num_steps:
-            raise InvalidArgumentError(
-                f"{len(maps)} maps of given_tokens for {self.schedule.num_steps} scales"
-            )
-        self.tokenizer.partial_sums(maps)  # raises where shapes or values are wrong
-        return given_maps(maps, self.schedule.grids, count)
 
     def _system_prompt_digest(self) -> str | None:
         prompt = getattr(self.text_encoder, "system_prompt", None)

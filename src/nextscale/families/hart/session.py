@@ -14,6 +14,7 @@ from nextscale.families.hart.rotary import Rotation
 from nextscale.families.hart.tokenizer import HARTTokenizer
 from nextscale.families.hart.transformer import HARTTransformer
 from nextscale.families.text import TextFeatures
+from nextscale.generation.noise import Noise, Stream
 from nextscale.guidance.base import CONDITIONAL, UNCONDITIONAL, GuidanceStep
 from nextscale.nn.cache import KVCache
 from nextscale.nn.quantizer import shrink
@@ -36,14 +37,11 @@ class HARTNoise:
     residual: Tensor
 
     @classmethod
-    def draw(cls, generators: Sequence[torch.Generator], transformer: HARTTransformer) -> HARTNoise:
-        """From every image's own generator: its permutation, then its diffusion noise.
-
-        Both are drawn in any case, so that further draws do not depend on whether they are used.
-        """
-        cells = transformer.schedule.lengths[-1]
-        order = torch.stack([torch.randperm(cells, generator=g, device=g.device) for g in generators])
-        return cls(order, transformer.diffloss.draw_noise(generators, cells))
+    def draw(cls, noise: Noise, transformer: HARTTransformer) -> HARTNoise:
+        """Draw both from the images' numbers; cells come in the order of their hashes."""
+        last, cells = transformer.schedule.num_steps - 1, transformer.schedule.lengths[-1]
+        order = noise.keys(Stream.ORDER, last, cells).argsort(dim=1, stable=True)
+        return cls(order, transformer.diffloss.draw_noise(noise, last, cells))
 
 
 class HARTSession:
@@ -53,12 +51,14 @@ class HARTSession:
         ``"uncond"``; every branch takes B rows of the batch and of the KV cache. All branches see the same
         tokens.
     noise: the permutations and the diffusion noise of the images.
-    guidance: t of ``(1 + t) cond - t uncond`` in the residual head; used if there is a branch ``"uncond"``.
+    guidance: t of ``(1 + t) cond - t uncond`` in the residual head, or one for each image; used if there is a
+        branch ``"uncond"``.
     smooth: replaces the codes of drawn tokens; see :class:`~nextscale.generation.soft.SoftCodes`. The
         residual head is told the drawn ones nevertheless.
     residual: whether the residual is drawn, or the codes are all there is.
     mask_iterations: in how many parts the last scale is predicted.
     given: for how many first steps the tokens are given, not drawn; they are never replaced by mixtures.
+    stop_after: how many scales are made; ``None`` for all. The residual belongs to the last.
     """
 
     def __init__(
@@ -69,17 +69,19 @@ class HARTSession:
         branches: tuple[str, ...] = (CONDITIONAL,),
         *,
         noise: HARTNoise,
-        guidance: float = 0.0,
+        guidance: float | Sequence[float] = 0.0,
         smooth: Mixture | None = None,
         residual: bool = True,
         mask_iterations: int = 1,
         given: int = 0,
+        stop_after: int | None = None,
     ) -> None:
         self.transformer, self.tokenizer, self.branches = transformer, tokenizer, branches
         self.noise, self.smooth, self.given = noise, smooth, given
         self.residual = residual
         self.guidance = guidance if UNCONDITIONAL in branches else None
         config, schedule = transformer.config, transformer.schedule
+        self.num_steps = schedule.num_steps if stop_after is None else stop_after
         self.masked = masked_counts(schedule.lengths[-1], mask_iterations)
         transformer.check_text(text)
         text = text.to(transformer.device)
@@ -89,7 +91,7 @@ class HARTSession:
             len(transformer.blocks),
             len(branches) * len(text),
             config.num_heads,
-            config.sequence_length - self.masked[-2],
+            self._remembered(),
             config.head_dim,
             dtype=transformer.dtype,
             device=transformer.device,
@@ -107,9 +109,21 @@ class HARTSession:
     def feature_map(self) -> Tensor:
         return self.f_hat
 
+    def _remembered(self) -> int:
+        """Tokens that a later step attends to: all but those of the last."""
+        config, schedule = self.transformer.config, self.schedule
+        if self.num_steps == schedule.num_steps:
+            return config.sequence_length - self.masked[-2]
+        if self.num_steps == 1:
+            return 0
+        # The text stands in for the first scale.
+        return config.context_token + schedule.offsets[self.num_steps - 1] - schedule.offsets[1]
+
     def steps(self) -> list[GuidanceStep]:
         grids, last = self.schedule.grids, self.schedule.num_steps - 1
-        steps = [GuidanceStep(k, grids) for k in range(last)]
+        steps = [GuidanceStep(k, grids) for k in range(min(last, self.num_steps))]
+        if self.num_steps <= last:
+            return steps
         if len(self.masked) == 2:  # all at once
             return [*steps, GuidanceStep(last, grids)]
         order = self.noise.order.to(self.transformer.device)
@@ -152,7 +166,7 @@ class HARTSession:
         codes = self._on_grid(vectors, step).transpose(1, 2).unflatten(2, step.grid)
         # A new sum, not an update in place: a step callback may keep the one it was shown.
         self.f_hat = self.f_hat + quantizer.term(codes, step.index, schedule)
-        if following < schedule.num_steps:
+        if following < self.num_steps:
             self.inputs = shrink(self.f_hat, schedule[following]).flatten(2).transpose(1, 2)
 
     def _on_grid(self, vectors: Tensor, step: GuidanceStep) -> Tensor:

@@ -80,7 +80,8 @@ def entropy_penalty(residual: Tensor) -> Tensor:
     p = logits.sigmoid()
     each = F.binary_cross_entropy_with_logits(logits, p)  # against itself: the mean entropy
     mean = p.mean((0, 2, 3)).clamp(1e-6, 1 - 1e-6)  # (d,)
-    whole = F.binary_cross_entropy(mean, mean)
+    # Not F.binary_cross_entropy, which raises, or on a GPU ends the process, where a run diverges.
+    whole = (torch.special.entr(mean) + torch.special.entr(1 - mean)).mean()
     return (each - whole) / math.log(2)
 
 

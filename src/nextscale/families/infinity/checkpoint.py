@@ -1,7 +1,8 @@
 """Official Infinity files: what they hold, and the sizes their tensors spell out.
 
 Published in ``FoundationVision/Infinity``: transformers as one file or as a folder of shards, and one
-tokenizer per number of bits. Checkpoints of the official trainer, which nest the same tensors, are read too.
+tokenizer per number of bits. Checkpoints of trainers, which nest, wrap and average the same tensors, are read
+too; see :mod:`nextscale.weights.nesting`.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from nextscale.families.infinity.transformer import InfinityTransformer, Infinit
 from nextscale.nn.placement import Placement
 from nextscale.scales import Grid, ScaleSchedule
 from nextscale.weights.hub import download, is_repo_id
+from nextscale.weights.nesting import Part, holds, read_part
 from nextscale.weights.official import (
     as_checkpoint_error,
     count,
     download_sharded,
     is_sharded,
     load_checked,
-    read_official,
     require,
 )
 
@@ -70,15 +71,25 @@ RELEASES: MappingProxyType[str, Release] = MappingProxyType(
 # The official scripts and the published file differ in an underscore.
 _OTHER_SPELLINGS = {"infinity_vae_d32reg.pth": "infinity_vae_d32_reg.pth"}
 
-# Keys to descend through, where a file has them; a file with "vae" is none, but its names tell what it is.
-_TRANSFORMER_NEST = ("trainer", "gpt_fsdp", "gpt_wo_ddp", "gpt_ema_fsdp", "vae")
-_AVERAGED_NEST = ("trainer", "gpt_ema_fsdp")
-_TOKENIZER_NEST = ("trainer", "vae_local", "vae")
 # Recomputed from the schedule or constant; a file may have them or not.
 _BUFFERS = re.compile(
     r"(^|\.)(lvl_1L|attn_bias_for_masking|Infinity_visible_kvlen|Infinity_invisible_qlen|zero_k_bias)$"
 )
-_CHUNK = re.compile(r"^block_chunks\.(\d+)\.module\.(\d+)\.")
+_TRANSFORMER_NAMES = frozenset({"cfg_uncond", "text_norm.weight", "word_embed.weight"})
+_TRANSFORMER_PART = Part(_TRANSFORMER_NAMES, _BUFFERS)
+# The official code takes what lies under "vae", also where there is an "ema" beside it.
+_TOKENIZER_PART = Part(
+    frozenset(
+        f"{layer}{inner}.weight"
+        for layer in ("encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out")
+        for inner in ("", ".conv")
+    ),
+    re.compile(r"(^|\.)(mask|quantize|quantizer|disc)\b"),
+    usual="vae",
+    spellings=2,
+)
+# Files have block_chunks.0.module.1, of which the module is a wrapper's word, and is taken off as such.
+_CHUNK = re.compile(r"^block_chunks\.(\d+)\.(?:module\.)?(\d+)\.")
 # Newer tokenizer files have one more level: conv_in.conv.weight for conv_in.weight, and norms likewise.
 _INNER = re.compile(r"\.(conv|norm)\.(weight|bias)$")
 _LAYER = re.compile(r"(conv\d*|conv_in|conv_out|nin_shortcut|norm\d*|norm_out)$")
@@ -102,8 +113,7 @@ _OTHERS = {
 
 def recognises(path: Path) -> bool:
     """Whether a weight file, or a folder of several with an index, has an Infinity transformer's names."""
-    names = read_official(path, unwrap=_TRANSFORMER_NEST, meta=True).keys()
-    return {"cfg_uncond", "text_norm.weight", "word_embed.weight"} <= names
+    return read_part(path, _TRANSFORMER_PART, meta=True).keys() >= _TRANSFORMER_NAMES
 
 
 def find_files(
@@ -163,7 +173,7 @@ def release_of(transformer: Path) -> Release | None:
 def _tokenizer_file(transformer: Path, tokenizer: str | Path | None, release: Release | None) -> Path:
     """Given, or the release's, or the only one there is, beside the transformer or in a given folder."""
     folder = transformer.absolute().parent if tokenizer is None else Path(tokenizer)
-    if folder.is_file():
+    if folder.is_file() or (tokenizer is not None and is_sharded(folder)):
         return folder
     if not folder.is_dir():
         raise CheckpointError(f"no such file or folder: {str(tokenizer)!r}")
@@ -174,6 +184,8 @@ def _tokenizer_file(transformer: Path, tokenizer: str | Path | None, release: Re
     found = sorted(folder.glob("infinity_vae_*.pth"))
     if expected is None and len(found) == 1:
         return found[0]
+    if tokenizer is None and not found and holds(transformer, _TOKENIZER_PART):
+        return transformer  # a checkpoint of the official trainer holds both
     place = f"beside {transformer.name}" if tokenizer is None else f"in {str(tokenizer)!r}"
     there = ", ".join(f.name for f in found) or "none"
     wanted = expected or "single infinity_vae_*.pth"
@@ -183,26 +195,27 @@ def _tokenizer_file(transformer: Path, tokenizer: str | Path | None, release: Re
 # ------------------------------------------------------------------ transformer
 
 
-def load_transformer(path: Path, placement: Placement, *, averaged: bool = False) -> InfinityTransformer:
+def load_transformer(
+    path: Path, placement: Placement, *, averaged: bool | None = None
+) -> InfinityTransformer:
     """An official transformer, a file or a folder of shards -> the model, in evaluation mode.
 
-    averaged: of a checkpoint of the official trainer, take the averaged weights.
+    averaged: see :func:`~nextscale.weights.nesting.read_part`.
     Raises CheckpointError before anything is allocated if names or shapes are not those of the family.
     """
-    nest = _AVERAGED_NEST if averaged else _TRANSFORMER_NEST
-    config = infer_transformer(_transformer_tensors(path, nest, True), path)
+    config = infer_transformer(_transformer_tensors(path, averaged, True), path)
     return load_checked(
         lambda: InfinityTransformer(config),
-        lambda meta: _transformer_tensors(path, nest, meta),
+        lambda meta: _transformer_tensors(path, averaged, meta),
         placement,
         source=path.name,
         hint="Is it an Infinity transformer, whole and unmodified?",
     )
 
 
-def _transformer_tensors(path: Path, nest: Sequence[str], meta: bool) -> dict[str, Tensor]:
+def _transformer_tensors(path: Path, averaged: bool | None, meta: bool) -> dict[str, Tensor]:
     """By the model's names: blocks counted through, buffers left out, temperatures of one shape."""
-    tensors = read_official(path, unwrap=nest, meta=meta)
+    tensors = read_part(path, _TRANSFORMER_PART, averaged=averaged, meta=meta)
     per_chunk = 1 + max((int(m[2]) for name in tensors if (m := _CHUNK.match(name))), default=0)
     named: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -247,30 +260,33 @@ def load_tokenizer(
     *,
     token_bits: int | None = None,
     patch_nums: Sequence[int | Grid] | None = None,
+    averaged: bool | None = None,
 ) -> InfinityTokenizer:
     """An official tokenizer file -> the model, in evaluation mode.
 
     token_bits: bits per token of the transformer it is used with, which tells spatial patchify; ``None`` is
         those of a cell. patch_nums: side (or ``(height, width)``) of every scale of the transformer's grid,
         for a model with one schedule of its own.
+    averaged: as for the transformer, but a file with others only is no error, and ``None`` takes what lies
+        under ``vae`` where a file has that, as the official code does.
     Raises CheckpointError before anything is allocated if names or shapes are not those of the family, or
     the bits are not those of the transformer.
     """
-    config = infer_tokenizer(
-        _tokenizer_tensors(path, True), path, token_bits=token_bits, patch_nums=patch_nums
-    )
+    shapes = _tokenizer_tensors(path, averaged, True)
+    config = infer_tokenizer(shapes, path, token_bits=token_bits, patch_nums=patch_nums)
     return load_checked(
         lambda: InfinityTokenizer(config),
-        lambda meta: _parameters(_tokenizer_tensors(path, meta)),
+        lambda meta: _parameters(_tokenizer_tensors(path, averaged, meta)),
         placement,
         source=path.name,
         hint="Is it an Infinity tokenizer, whole and unmodified?",
     )
 
 
-def _tokenizer_tensors(path: Path, meta: bool) -> dict[str, Tensor]:
+def _tokenizer_tensors(path: Path, averaged: bool | None, meta: bool) -> dict[str, Tensor]:
     """By the model's names, which are one level shorter than those of the files."""
-    return {_outer(n): t for n, t in read_official(path, unwrap=_TOKENIZER_NEST, meta=meta).items()}
+    tensors = read_part(path, _TOKENIZER_PART, averaged=averaged, strict=False, meta=meta)
+    return {_outer(name): tensor for name, tensor in tensors.items()}
 
 
 def _parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ from nextscale.families.infinity.request import (
     given_bits,
     resolve_layers,
     resolve_schedule,
-    resolve_steps,
 )
 from nextscale.families.infinity.schedules import FULL
 from nextscale.families.infinity.session import InfinitySession
@@ -30,6 +29,7 @@ from nextscale.families.infinity.tokenizer import InfinityTokenizer, InfinityTok
 from nextscale.families.infinity.transformer import InfinityTransformer, InfinityTransformerConfig
 from nextscale.families.pipeline import TextPipeline
 from nextscale.families.text import Prompts, TextEncoder, encode_negative, encode_prompts
+from nextscale.generation.given import check_number, resolve_steps
 from nextscale.generation.loop import StepCallback
 from nextscale.generation.memory import MemoryEstimate
 from nextscale.generation.request import (
@@ -47,6 +47,7 @@ from nextscale.generation.request import (
     resolve_ssg,
     with_values,
 )
+from nextscale.generation.strengths import check_pictures, in_convention, of_pictures
 from nextscale.generation.tokens import Drawer, Sampler
 from nextscale.guidance.base import GuidanceChain
 from nextscale.guidance.cfg import ClassifierFreeGuidance
@@ -140,6 +141,7 @@ class InfinityPipeline(TextPipeline):
         text_encoder: TextEncoder | str | Path | None = None,
         model: str | None = None,
         patch_nums: Sequence[int | Grid] | None = None,
+        averaged: bool | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
     ) -> InfinityPipeline:
@@ -153,15 +155,21 @@ class InfinityPipeline(TextPipeline):
         model: which of the released models, for a hub id or a folder with several.
         patch_nums: side (or ``(height, width)``) of every scale of the transformer's grid, for a model with
             one schedule of its own.
+        averaged: whether to take averaged weights (EMA) of files that hold both, as the official trainer's
+            do; ``None`` takes them where there are any.
 
         Sizes are read from the tensors. Raises CheckpointError for files that do not fit, before anything is
         allocated, and ModelNotFoundError if a download fails.
         """
         placement = place(device, dtype)
         transformer_file, tokenizer_file = checkpoint.find_files(transformer, tokenizer, model)
-        network = checkpoint.load_transformer(transformer_file, placement)
+        network = checkpoint.load_transformer(transformer_file, placement, averaged=averaged)
         vae = checkpoint.load_tokenizer(
-            tokenizer_file, placement, token_bits=network.config.bits, patch_nums=patch_nums
+            tokenizer_file,
+            placement,
+            token_bits=network.config.bits,
+            patch_nums=patch_nums,
+            averaged=averaged,
         )
         release = checkpoint.release_of(transformer_file)
         published = PUBLISHED if network.config.text_dim == PUBLISHED_WIDTH else None
@@ -232,7 +240,7 @@ class InfinityPipeline(TextPipeline):
         schedule: Grids | None = None,
         guidance_scale: StrengthLike | ClassifierFreeGuidance | None = None,
         guidance_layer: int | Sequence[int] = ON_LOGITS,
-        ssg: float | ScaledSpatialGuidance | None = None,
+        ssg: StrengthLike | ScaledSpatialGuidance | None = None,
         temperature: float | Sequence[float] | None = None,
         top_k: int | Sequence[int] | None = None,
         top_p: float | None = None,
@@ -257,7 +265,8 @@ class InfinityPipeline(TextPipeline):
         guidance_scale: s of ``s cond + (1 - s) uncond``; a list gives s for every step. 1 turns
             classifier-free guidance off, and its cost with it.
         guidance_layer: where it acts: 0 on the logits, -k on the output of the k-th last block; or several.
-        ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off.
+        ssg: strength of Scaled Spatial Guidance, or a :class:`ScaledSpatialGuidance`; ``None`` is off. Both
+            strengths can be one a picture, ``(B, 1)`` or ``(B, steps)``, as lists of lists or arrays.
         temperature: tau, by which logits are divided after all guidance; a list gives one for every step.
         top_k, top_p, min_p: see :class:`~nextscale.generation.tokens.Filters`; they act on the two values of
             a bit, so that ``top_k`` of 2 and more has no effect, and 1 makes the draw greedy.
@@ -289,41 +298,42 @@ class InfinityPipeline(TextPipeline):
         drawn_from = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "min_p": min_p}
         # A bit has two values, so any top_k from 2 on keeps both, as the official default of 900 does.
         filters = self._filters(grids, sys.maxsize, **drawn_from)
-        guidance = GuidanceChain([cfg if ON_LOGITS in layers else None, spatial])
         texts, features = encode_prompts(prompts, self.text_encoder)
         seeds = resolve_seeds(seed, len(features))
         unwanted, negative = encode_negative(negative_prompt, len(features), self.text_encoder)
-        for part in (features, negative):
+        for name, part in (("text", features), ("negative text", negative)):
             if part is not None:
                 self.transformer.check_text(part)
+                part.check_finite(name)
+        check_pictures(len(features), guidance_scale=cfg, ssg=spatial)
+        check_number(given_tokens, grids, steps)
         given = given_bits(self.tokenizer, given_tokens, grids, len(features))
-        scales = [s if cfg.convention == "interpolate" else 1 + s for s in cfg.scales(grids)]
-        counts = [n * self.transformer.config.bits for n in grids.lengths]
 
         def draw_span(span: slice) -> Drawn:
             draw = Drawer(
                 sampler,
                 filters,
                 seeds[span],
-                counts,
                 self.device,
-                choices=2,
+                bits=True,
                 given=[maps[span] for maps in given],
             )
+            scale = of_pictures(cfg, span)
+            chain = [scale if ON_LOGITS in layers else None, of_pictures(spatial, span)]
             session = InfinitySession(
                 self.transformer,
                 self.tokenizer,
                 grids,
                 features[span],
                 negative=None if negative is None else negative[span],
-                scales=scales,
+                scales=[in_convention(s, scale.convention, "interpolate") for s in scale.scales(grids)],
                 layers=layers,
                 stop_after=steps,
             )
-            return draw_batch(session, draw, guidance, on_step)
+            return draw_batch(session, draw, GuidanceChain(chain), on_step)
 
         images, tokens = draw_batches(
-            len(features), batch_size, draw_span, partial(self._decode, tile=tile), output_type
+            len(features), batch_size, draw_span, partial(self._decode, tile=tile), output_type, self.dtype
         )
         settings = call_settings(
             family=FAMILY,
@@ -362,9 +372,7 @@ class InfinityPipeline(TextPipeline):
         """
         check_output_type(output_type)
         grids = None if schedule is None else self.schedule_for(schedule=schedule)
-        first = images if isinstance(images, (Tensor, Image.Image)) else next(iter(images), None)
-        size = (first.height, first.width) if isinstance(first, Image.Image) else self.image_size
-        pictures = image_tensor(images, size)
+        pictures = image_tensor(images)
         latent = self.tokenizer.partial_sums(self.tokenizer.encode(pictures, grids), grids)[-1]
         return convert_images(self._decode(latent, tile=tile), output_type)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from nextscale.errors import InvalidArgumentError, warn
 from nextscale.families.infinity.schedules import schedule_for, snap
 from nextscale.families.infinity.tokenizer import InfinityTokenizer
+from nextscale.generation.given import check_number
 from nextscale.generation.request import given_maps
 from nextscale.scales import Grid, ScaleSchedule
 
@@ -90,15 +91,6 @@ def resolve_layers(given: int | Sequence[int], depth: int) -> tuple[int, ...]:
     return layers
 
 
-def resolve_steps(stop_after: int | None, schedule: ScaleSchedule) -> int:
-    """How many scales are made. Raises InvalidArgumentError if that is not 1 to all of them."""
-    if stop_after is None:
-        return len(schedule)
-    if isinstance(stop_after, bool) or not isinstance(stop_after, int) or not 0 < stop_after <= len(schedule):
-        raise InvalidArgumentError(f"stop_after must be 1 to {len(schedule)} scales, got {stop_after!r}")
-    return stop_after
-
-
 def given_bits(
     tokenizer: InfinityTokenizer, maps: Sequence[Tensor], grids: ScaleSchedule, count: int
 ) -> list[Tensor]:
@@ -106,10 +98,9 @@ def given_bits(
 
     Raises InvalidArgumentError for more maps than scales, and where shapes or values are wrong.
     """
+    check_number(maps, grids)
     if not maps:
         return []
-    if len(maps) > grids.num_steps:
-        raise InvalidArgumentError(f"{len(maps)} maps of given_tokens for {grids.num_steps} scales")
     tokenizer.partial_sums(maps, grids)  # raises where shapes or values are wrong
     bits = tokenizer.config.token_bits
     tokens = [m if m.shape[-1] == bits else tokenizer.tokens(m) for m in maps]

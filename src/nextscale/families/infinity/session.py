@@ -13,7 +13,8 @@ from nextscale.families.infinity.tokenizer import InfinityTokenizer
 from nextscale.families.infinity.transformer import InfinityTransformer, Memory
 from nextscale.families.text import TextFeatures
 from nextscale.guidance.base import CONDITIONAL, UNCONDITIONAL, GuidanceStep
-from nextscale.guidance.cfg import classifier_free_guidance
+from nextscale.guidance.cfg import combine
+from nextscale.guidance.schedules import StepStrength
 from nextscale.nn.cache import KVCache
 from nextscale.scales import ScaleSchedule
 
@@ -22,9 +23,9 @@ class InfinitySession:
     """Drives the transformer for one batch of B prompts over the transformer's grids ``schedule``.
 
     negative: B rows of text to steer away from; ``None`` takes the learned rows for no text.
-    scales: classifier-free guidance s of every step, 1 for none; ``None`` for no guidance at all. If any is
-        another number, the conditional and the unconditional half both take B rows of the batch and of the
-        caches, up to the last step that needs them.
+    scales: classifier-free guidance s of every step, or one for each prompt at every step, 1 for none;
+        ``None`` for no guidance at all. If any is another number, the conditional and the unconditional half
+        both take B rows of the batch and of the caches, up to the last step that needs them.
     layers: where guidance acts. 0: on the logits, which are then delivered for both branches, and combining
         them is left to the caller. -k: on the output of the k-th last block, here; both halves go on with
         the mixture, but each with its own text and cache.
@@ -39,14 +40,16 @@ class InfinitySession:
         text: TextFeatures,
         *,
         negative: TextFeatures | None = None,
-        scales: Sequence[float] | None = None,
+        scales: Sequence[StepStrength] | None = None,
         layers: Sequence[int] = (ON_LOGITS,),
         stop_after: int | None = None,
     ) -> None:
         transformer.check_schedule(schedule)
         self.transformer, self.tokenizer, self._schedule = transformer, tokenizer, schedule
         self.num_steps = schedule.num_steps if stop_after is None else stop_after
-        self.scales = (1.0,) * schedule.num_steps if scales is None else tuple(scales)
+        self.scales: tuple[StepStrength, ...] = (
+            (1.0,) * schedule.num_steps if scales is None else tuple(scales)
+        )
         self.on_logits = ON_LOGITS in layers
         self.mixed = {transformer.config.depth + k for k in layers if k != ON_LOGITS}  # blocks, from 0
         guided = [k for k in range(self.num_steps) if self.scales[k] != 1]
@@ -96,7 +99,7 @@ class InfinitySession:
             x = block(x, self.modulation, memory, rotation, cache=cache)
             if n in self.mixed and scale != 1:
                 cond, uncond = x.chunk(2)
-                mixture = classifier_free_guidance(cond, uncond, scale=scale, convention="interpolate")
+                mixture = combine(cond, uncond, scale, "interpolate")
                 x = mixture.repeat(2, 1, 1)
         names = [CONDITIONAL, UNCONDITIONAL] if self.on_logits and scale != 1 else [CONDITIONAL]
         rows = slice(len(names) * self.batch)

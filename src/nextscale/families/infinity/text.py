@@ -44,8 +44,6 @@ class T5TextEncoder(PretrainedEncoder):
         dtype: str | torch.dtype = "auto",
     ) -> None:
         super().__init__(name, device, dtype)
-        if dtype == "auto" and self.device.type == "cuda":
-            self.dtype = torch.float16
         if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 2:
             raise InvalidArgumentError(
                 f"max_length must be a whole number of at least 2 (a token and the end), got {max_length!r}"
@@ -58,6 +56,11 @@ class T5TextEncoder(PretrainedEncoder):
         self = cls("", max_length=max_length, device="cpu")
         self.adopt(model, tokenizer)
         return self
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """float16 on CUDA where nothing was asked for, as in the official code."""
+        on_cuda = self._asked == "auto" and device.type == "cuda"
+        return torch.float16 if on_cuda else super().dtype_on(device)
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> TextFeatures:

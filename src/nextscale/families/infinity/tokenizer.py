@@ -33,6 +33,7 @@ from nextscale.families.infinity.bits import (
 )
 from nextscale.families.infinity.schedules import PIXELS, released, snap
 from nextscale.nn.autoencoder import Decoder, Encoder, check_images
+from nextscale.nn.bounds import bounded
 from nextscale.nn.quantizer import shrink
 from nextscale.nn.strips import decode_in_strips
 from nextscale.scales import Grid, ScaleSchedule
@@ -218,7 +219,7 @@ class InfinityTokenizer(nn.Module):
         """
         z = f_hat.to(self.device, self.dtype)
         picture: Tensor = self.decoder(z) if tile is None else decode_in_strips(self.decoder, z, tile)
-        return picture.float().clamp(-1, 1)
+        return bounded(picture)
 
     def partial_sums(self, bits: Sequence[Tensor], schedule: ScaleSchedule | None = None) -> list[Tensor]:
         """The summed latent after every step, float32 ``(B, d, H, W)``; the arguments are those of decode."""

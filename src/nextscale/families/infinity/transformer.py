@@ -285,8 +285,10 @@ class InfinityTransformer(nn.Module):
         text = text.trim().to(self.device)
         rows = text.mask[:, None, None]  # (R, 1, 1, T)
         mask = None if bool(rows.all()) else rows
+        # What is no text may be anything; NaN would pass a mask, since 0 times NaN is NaN.
+        features = text.features.where(text.mask[..., None], 0)
         with full_precision(self.device):
-            normed = self.text_norm(text.features)
+            normed = self.text_norm(features)
         normed = normed.to(self.dtype)
         pooled = self.text_proj_for_sos(normed, mask).float()
         memory = self.text_proj_for_ca(normed)

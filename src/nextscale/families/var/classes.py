@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from nextscale.errors import InvalidArgumentError
@@ -19,6 +20,44 @@ def imagenet_classes() -> tuple[str, ...]:
     """The 1,000 classes of ImageNet-1k in the order models are trained on; all different, in plain ASCII."""
     text = files("nextscale.families.var").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
+
+
+def checked_class_names(names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
+    """The names that a caller has for a model's classes; ``None`` stays ``None``.
+
+    Raises InvalidArgumentError unless there is one text per class, none of them empty.
+    """
+    if names is None:
+        return None
+    given = (names,) if isinstance(names, str) else tuple(names)
+    if len(given) != num_classes:
+        raise InvalidArgumentError(
+            f"{len(given)} class names do not fit {num_classes} classes; give one for each, in their order"
+        )
+    wrong = next((i for i, n in enumerate(given) if not isinstance(n, str) or not n.strip()), None)
+    if wrong is not None:
+        raise InvalidArgumentError(f"the name of class {wrong} must be a text, got {given[wrong]!r}")
+    return given
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Class names from a UTF-8 text file, one a line: line i is class i.
+
+    Raises InvalidArgumentError if it cannot be read, or a line before the last name is blank.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(f"cannot read class names from {str(path)!r}: {error}") from None
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines or not all(lines):
+        blank = lines.index("") + 1 if lines else 1
+        raise InvalidArgumentError(
+            f"line {blank} of {str(path)!r} is blank; every line is the name of a class, the first that of "
+            f"class 0"
+        )
+    return lines
 
 
 def resolve_labels(labels: Any, class_names: Sequence[str], num_classes: int) -> list[int]:

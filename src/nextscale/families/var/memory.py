@@ -86,7 +86,7 @@ def _activations(
         converting = branches * (4 + size * (size < 4)) + stream * count + held
         guiding = branches * 4 + 2 * logits * count * (rows > batch) + stream * count + held
         drawing = (1 + ssg) * logits * count + stream * count
-        drawing += drawing_bytes(batch * count, config.vocab_size, filters.top_k_at(step))
+        drawing += drawing_bytes(batch * count, config.vocab_size, filters.limits(step)["top_k"])
         peak = max(peak, blocks, converting, guiding, drawing)
         earlier = count
     return peak

@@ -20,6 +20,8 @@ class VARSession:
     labels: int64 ``(B,)``. branches: ``"cond"`` and, for classifier-free guidance, ``"uncond"``; every branch
     takes B rows of the batch and of the KV cache. All branches see the same tokens.
     smooth: replace the drawn tokens' codes by :class:`SoftCodes`, for looks rather than for measuring.
+    given: for how many first steps the tokens are given, not drawn; they are never replaced.
+    stop_after: how many steps are made; ``None`` for all.
     """
 
     def __init__(
@@ -29,9 +31,13 @@ class VARSession:
         labels: Tensor,
         branches: tuple[str, ...] = (CONDITIONAL,),
         smooth: SoftCodes | None = None,
+        *,
+        given: int = 0,
+        stop_after: int | None = None,
     ) -> None:
         self.transformer, self.tokenizer = transformer, tokenizer
-        self.branches, self.smooth = branches, smooth
+        self.branches, self.smooth, self.given = branches, smooth, given
+        self.num_steps = self.schedule.num_steps if stop_after is None else stop_after
         config = transformer.config
         null = torch.full_like(labels, transformer.null_label)
         rows = torch.cat([{CONDITIONAL: labels, UNCONDITIONAL: null}[b] for b in branches])
@@ -41,7 +47,7 @@ class VARSession:
             len(transformer.blocks),
             len(rows),
             config.heads,
-            self.schedule.offsets[-2],
+            self.schedule.offsets[self.num_steps - 1],
             config.embed_dim // config.heads,
             dtype=transformer.dtype,
             device=transformer.device,
@@ -59,7 +65,7 @@ class VARSession:
         return self.f_hat
 
     def steps(self) -> list[GuidanceStep]:
-        return [GuidanceStep(k, self.schedule.grids) for k in range(self.schedule.num_steps)]
+        return [GuidanceStep(k, self.schedule.grids) for k in range(self.num_steps)]
 
     def predict(self, step: GuidanceStep) -> dict[str, Tensor]:
         x = self.x
@@ -71,7 +77,7 @@ class VARSession:
 
     def accept(self, step: GuidanceStep, tokens: Tensor, guided: Tensor) -> None:
         quantizer, schedule = self.tokenizer.quantize, self.schedule
-        if self.smooth is None:
+        if self.smooth is None or step.index < self.given:
             codes = quantizer.lookup(tokens.unflatten(1, step.grid))
         else:
             vectors = self.smooth(guided, step, quantizer.embedding.weight.float())  # (B, l, z)
@@ -79,7 +85,7 @@ class VARSession:
         # A new sum, not an update in place: a step callback may keep the one it was shown.
         self.f_hat = self.f_hat + quantizer.term(codes, step.index, schedule)
         following = step.index + 1
-        if following < schedule.num_steps:
+        if following < self.num_steps:
             inputs = shrink(self.f_hat, schedule[following]).flatten(2).transpose(1, 2)  # (B, l, z)
             x = self.transformer.embed(inputs, [following])
             self.x = x.repeat(len(self.branches), 1, 1)

@@ -1,0 +1,1 @@
+"""Where pictures come from: folders, parquet files, tar archives, runs, the hub."""

@@ -1,0 +1,1 @@
+"""Faults put in on purpose, to see which of them the tests catch."""
