@@ -220,7 +220,7 @@ def eurosat_tokenizer() -> TokenizerRecipe:
             patch_nums=PRESETS["var-256"],
         ),
         replace(
-            cifar10_tokenizer().settings, images=500_000, end=0.0, eval_minutes=30.0, checkpoint_minutes=10.0
+            cifar10_tokenizer().settings, images=300_000, end=0.0, eval_minutes=60.0, checkpoint_minutes=10.0
         ),
         turn=True,
         judges=JudgeSettings(
@@ -262,7 +262,7 @@ def eurosat_classifier() -> ClassifierRecipe:
     """The ruler for satellite tiles of 64 pixels."""
     return ClassifierRecipe(
         ClassifierConfig(num_classes=10, widths=(32, 64, 128, 192), size=(64, 64)),
-        replace(cifar10_classifier().settings, batch_size=256, images=900_000, lr=0.2, eval_minutes=15.0),
+        replace(cifar10_classifier().settings, batch_size=256, images=400_000, lr=0.2, eval_minutes=15.0),
         turn=True,
         shift=4,
         cutout=12,
