@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nextscale.nn.attention import block_causal_mask, normalise_qk, split_heads
+from nextscale.nn.attention import block_causal_attention, level_mask, normalise_qk, split_heads
 from nextscale.scales import ScaleSchedule
 
 
 def test_mask_small():
-    assert block_causal_mask(ScaleSchedule.from_sides([1, (1, 2), (1, 3)])).int().tolist() == [
+    assert level_mask([1, 2, 3]).int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
@@ -24,7 +24,7 @@ def test_mask_small():
 @pytest.mark.parametrize("preset", ["var-256", "cifar10"])
 def test_a_position_attends_to_its_own_step_and_all_coarser_ones(preset: str):
     schedule = ScaleSchedule.preset(preset)
-    mask = block_causal_mask(schedule)
+    mask = level_mask(schedule.lengths)
     assert mask.dtype == torch.bool
     assert mask.shape == (schedule.num_tokens,) * 2
     for k in range(schedule.num_steps):
@@ -69,3 +69,28 @@ def test_half_precision_becomes_float32(dtype: torch.dtype):
     found = normalise_qk(qk, torch.zeros(1, 1, 1, 1, dtype=dtype))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, torch.full((1, 1, 2, 1, 64), 1 / 8))
+
+
+@pytest.mark.parametrize("preset", ["var-256", "cifar10"])
+@pytest.mark.parametrize("steps", [1, 2, 5, None])
+def test_step_by_step_is_the_masked_square(preset: str, steps: int | None):
+    """Outcome and gradients, also of prefixes."""
+    lengths = ScaleSchedule.preset(preset).lengths[:steps]
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, sum(lengths), 8, dtype=torch.float64).requires_grad_()
+    whole = F.scaled_dot_product_attention(q, k, v, attn_mask=level_mask(lengths), scale=0.7)
+    ours = block_causal_attention(q, k, v, lengths, scale=0.7)
+    torch.testing.assert_close(ours, whole)
+    towards = torch.randn_like(whole)
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, (q, k, v), towards),
+        torch.autograd.grad(whole, (q, k, v), towards),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_long_first_steps():
+    q, k, v = torch.randn(3, 1, 2, 250, 8)
+    whole = F.scaled_dot_product_attention(q, k, v, attn_mask=level_mask([200, 50]))
+    torch.testing.assert_close(block_causal_attention(q, k, v, [200, 50]), whole)

@@ -28,7 +28,8 @@ from nextscale.training.bit_tokenizer import BitTokenizerTask, binary_entropy, m
 from nextscale.training.bit_transformer import BitTransformerTask, init_bit_transformer, latents
 from nextscale.training.captions import TEMPLATES, captions
 from nextscale.training.data import ImageSource, to_float
-from nextscale.training.trainer import TrainSettings, _decay_groups, train
+from nextscale.training.optimizers import decay_groups
+from nextscale.training.trainer import TrainSettings, train
 
 SIDES = (1, 2, 4)
 TOKENIZER = InfinityTokenizerConfig(
@@ -180,7 +181,7 @@ def test_published_initialisation() -> None:
 
 def test_what_is_exempt_from_weight_decay() -> None:
     model = InfinityTransformer(TRANSFORMER)
-    decayed = {id(p) for p in _decay_groups(model.named_parameters())[0]["params"]}
+    decayed = {id(p) for p in decay_groups(model.named_parameters())[0]["params"]}
     free = {n for n, p in model.named_parameters() if p.ndim > 1 and id(p) not in decayed}
     own = {"cfg_uncond", "pos_start", "lvl_embed.weight", "text_proj_for_sos.ca.mat_q"}
     blocks = {f"blocks.{i}.{n}" for i in range(2) for n in ("ada_gss", "sa.scale_mul_1H11")}

@@ -22,8 +22,9 @@ from nextscale.sampling.processes import Processes
 from nextscale.training.bit_transformer import BitTransformerTask, init_bit_transformer
 from nextscale.training.classifier import ClassifierTask
 from nextscale.training.data import ImageSource
+from nextscale.training.optimizers import decay_groups
 from nextscale.training.parallel import Team, part_seed
-from nextscale.training.trainer import TrainSettings, _decay_groups, train
+from nextscale.training.trainer import TrainSettings, train
 from nextscale.training.transformer import TransformerTask, init_transformer
 
 COUNT = 400
@@ -149,7 +150,7 @@ def test_what_decays(pictures: ImageSource):
     tasks.append(ClassifierTask(SmallClassifier(ClassifierConfig(3, widths=(8, 8, 8))), pictures, pictures))
     exempt = ("pos_1LC", "pos_start", "lvl_embed", "cfg_uncond", "scale_mul", "ada_gss", "sos.ca.mat_q")
     for task in tasks:
-        groups = _decay_groups(task.model.named_parameters())
+        groups = decay_groups(task.model.named_parameters())
         decays = {id(p): group["decays"] for group in groups for p in group["params"]}
         kinds = set()
         for name, p in task.model.named_parameters():

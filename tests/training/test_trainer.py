@@ -53,7 +53,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", sorted({*OPTIMIZERS} - {"muon"}))  # which is for transformers
 def test_a_resumed_run_equals_an_uninterrupted_one(
     pictures: ImageSource, tmp_path: Path, optimizer: str
 ) -> None:
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_optimizer_is_refused(pictures: ImageSource, tmp
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(InvalidArgumentError, match="unknown optimizer 'lion'; known: adamw, sgd"):
+    with pytest.raises(InvalidArgumentError, match="unknown optimizer 'lion'; known: adamw, sgd, muon"):
         TrainSettings(optimizer="lion")
     with pytest.raises(InvalidArgumentError, match="batch_size must be positive, got 0"):
         TrainSettings(batch_size=0)

@@ -60,15 +60,17 @@ Output = Annotated[
 ]
 Recipe = Annotated[
     str,
-    typer.Option("--recipe", metavar="NAME", help="Sizes and settings: cifar10, or tiny to try things out."),
+    typer.Option(
+        "--recipe", metavar="NAME", help="Sizes and settings: cifar10, eurosat, or tiny to try things out."
+    ),
 ]
 TokenRecipe = Annotated[
     str,
     typer.Option(
         "--recipe",
         metavar="NAME",
-        help="Sizes and settings: cifar10, or cifar10-bits for a model that takes prompts; tiny or tiny-bits "
-        "to try things out.",
+        help="Sizes and settings: cifar10, eurosat, or cifar10-bits for a model that takes prompts; tiny or "
+        "tiny-bits to try things out.",
     ),
 ]
 HeldOut = Annotated[
@@ -101,7 +103,8 @@ PictureSize = Annotated[
     typer.Option(
         "--size",
         metavar="PIXELS",
-        help="Side of the pictures, or HEIGHTxWIDTH, as in 64x48. Default: what the scales end at, or 32.",
+        help="Side of the pictures, or HEIGHTxWIDTH, as in 64x48. Default: what the scales end at, or the "
+        "recipe's.",
         show_default=False,
     ),
 ]
@@ -121,6 +124,15 @@ OtherSize = Annotated[
         "--size",
         metavar="PIXELS",
         help="Side of the pictures, or HEIGHTxWIDTH. Default: the tokenizer's.",
+        show_default=False,
+    ),
+]
+RulerSize = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="PIXELS",
+        help="Side of the pictures, or HEIGHTxWIDTH. Default: the recipe's.",
         show_default=False,
     ),
 ]
@@ -189,6 +201,22 @@ def tokenizer(
     size: PictureSize = None,
     scales: Scales = None,
     recipe: TokenRecipe = "cifar10",
+    perceptual: Annotated[
+        str | None,
+        _setting(
+            "--perceptual",
+            "SOURCE",
+            "Also compare features: of VGG16 (a file), of a classifier (a run's folder, a name), or none.",
+        ),
+    ] = None,
+    adversarial: Annotated[
+        float | None,
+        _setting(
+            "--adversarial",
+            "X",
+            "Weight of the adversarial term beside the others, say 0.5; 0 is none.",
+        ),
+    ] = None,
     held_out: HeldOut = None,
     check: Check = None,
     skip_broken: SkipBroken = False,
@@ -207,6 +235,7 @@ def tokenizer(
     """
     pictures = (held_out, check, skip_broken)
     settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
+    settings |= {"perceptual": perceptual, "adversarial": adversarial}
     _train("tokenizer", data, output, size=read_size(size), scales=read_scales(scales), **settings)
 
 
@@ -273,6 +302,7 @@ def transformer(
 def classifier(
     data: Data,
     output: Output = None,
+    size: RulerSize = None,
     recipe: Recipe = "cifar10",
     held_out: HeldOut = None,
     check: Check = None,
@@ -289,7 +319,7 @@ def classifier(
     """Train the small classifier that measures pictures."""
     pictures = (held_out, check, skip_broken)
     settings = _settings(recipe, *pictures, resume, images, batch_size, accumulate, lr, dtype, seed, device)
-    _train("classifier", data, output, **settings)
+    _train("classifier", data, output, size=read_size(size), **settings)
 
 
 def _settings(

@@ -75,7 +75,7 @@ class FeatureSpace(ABC):
 
 
 class ClassifierSpace(FeatureSpace):
-    """The repository's own classifier: works offline, for 32 x 32 pixels."""
+    """The embedded classifier or one of the user's: works offline, for pictures of its size."""
 
     name = CLASSIFIER
     batch_size = 250
@@ -89,10 +89,11 @@ class ClassifierSpace(FeatureSpace):
         return {"name": self.name, "weights_sha256": self.digest, "layer": "penultimate", "resize": None}
 
     def check_size(self, size: tuple[int, int]) -> None:
-        if size != (32, 32):
+        height, width = self.network.size
+        if size != (height, width):
             raise InvalidArgumentError(
-                f"the classifier takes pictures of 32x32 pixels, not {size[1]}x{size[0]}; use another "
-                f"feature space, for instance inception"
+                f"the classifier takes pictures of {width}x{height} pixels, not {size[1]}x{size[0]}; use "
+                f"another feature space, for instance inception, or train a classifier for this size"
             )
 
     def _compute(self, images: Tensor) -> dict[str, Tensor]:

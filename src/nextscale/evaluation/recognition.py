@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError
 from nextscale.evaluation.rows import check_finite
-from nextscale.nn.classifier import ClassifierConfig, SmallClassifier
-from nextscale.nn.placement import place
-from nextscale.weights.layout import load_module, locate
+from nextscale.nn.classifier import SmallClassifier
+from nextscale.weights.classifier import CLASSIFIER, load_classifier
 
-CLASSIFIER = "cifar10-classifier"
-
-
-def load_classifier(name: str | Path = CLASSIFIER, *, device: str = "auto") -> SmallClassifier:
-    """The classifier that ships in the package, or one from a folder of ``nextscale train classifier``."""
-    return load_module(
-        lambda c: SmallClassifier(ClassifierConfig(**c)), locate(name), place(device, "float32")
-    )
+__all__ = ["CLASSIFIER", "load_classifier", "recognised", "share_interval"]
 
 
 @torch.inference_mode()
@@ -31,13 +22,15 @@ def recognised(
 ) -> Tensor:
     """Whether each picture's most likely class is its label: bool ``(B,)``.
 
-    images: float ``(B, 3, 32, 32)`` in [0, 1], as a pipeline returns them for ``output_type="pt"``; they are
-        rounded to 8 bit first, because that is what a saved picture holds.
+    images: float ``(B, 3, H, W)`` in [0, 1] of the classifier's size, as a pipeline returns them for
+        ``output_type="pt"``; they are rounded to 8 bit first, because that is what a saved picture holds.
     """
     wanted = torch.as_tensor(labels)
-    if images.ndim != 4 or images.shape[1:] != (3, 32, 32) or len(images) != len(wanted):
+    height, width = classifier.size
+    if images.ndim != 4 or images.shape[1:] != (3, height, width) or len(images) != len(wanted):
         raise InvalidArgumentError(
-            f"expected pictures (B, 3, 32, 32), a label each; got {tuple(images.shape)} and {len(wanted)}"
+            f"expected pictures (B, 3, {height}, {width}), a label each; got {tuple(images.shape)} and "
+            f"{len(wanted)}"
         )
     check_finite(images, "pictures")
     rounded = (images * 255).round() / 127.5 - 1

@@ -1,30 +1,45 @@
-"""A small convolutional classifier for 32-pixel pictures: the ruler that quality is measured with offline.
+"""A small convolutional classifier: the ruler that quality is measured with offline.
 
-The layout follows what is known to train fast on CIFAR-10: a fixed whitening of 2x2 patches, three stages of
-two convolutions that shrink early, and a final maximum over the picture.
+The layout follows what is known to train fast on CIFAR-10: a fixed whitening of 2x2 patches, stages of two
+convolutions that shrink early (three for 32 pixels), and a final maximum over the picture.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nextscale.errors import InvalidArgumentError
+from nextscale.scales import Grid
 
 PATCH = 2
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """widths: channels of the three stages; the last is the size of the feature vector."""
+    """widths: channels of the stages, each of which halves the picture; the last is that of the features.
+
+    size: height and width in pixels of the pictures it is for, or one number for both.
+    """
 
     num_classes: int = 10
     widths: tuple[int, ...] = (32, 128, 160)
+    size: int | Grid = (32, 32)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        object.__setattr__(self, "size", size)
+        least = PATCH - 1 + 2 ** len(self.widths)
+        if len(size) != 2 or min(size) < least:
+            raise InvalidArgumentError(
+                f"a classifier of {len(self.widths)} stages needs pictures of {least} pixels a side or more, "
+                f"got the size {self.size}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -44,7 +59,7 @@ class _Stage(nn.Module):
 
 
 class SmallClassifier(nn.Module):
-    """Pictures ``(B, 3, 32, 32)`` in [-1, 1] to class logits, and to features."""
+    """Pictures ``(B, 3, H, W)`` in [-1, 1] to class logits, and to features."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -55,12 +70,22 @@ class SmallClassifier(nn.Module):
         self.stages = nn.ModuleList(_Stage(i, o) for i, o in zip(channels, channels[1:], strict=False))
         self.head = nn.Linear(config.widths[-1], config.num_classes)
 
+    @property
+    def size(self) -> Grid:
+        """Height and width in pixels of the pictures it was trained on."""
+        return cast(Grid, self.config.size)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """What each layer makes of the pictures, fine to coarse: ``(B, C, h, w)`` each."""
+        x = F.gelu(self.whiten(images.contiguous(memory_format=torch.channels_last)))  # twice as fast so
+        made = [x]
+        for stage in self.stages:
+            made.append(stage(made[-1]))
+        return made
+
     def features(self, images: Tensor) -> Tensor:
         """The penultimate layer: ``(B, widths[-1])`` float32."""
-        x = F.gelu(self.whiten(images.contiguous(memory_format=torch.channels_last)))  # twice as fast so
-        for stage in self.stages:
-            x = stage(x)
-        return x.amax((2, 3)).float()
+        return self.maps(images)[-1].amax((2, 3)).float()
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits ``(B, num_classes)``."""
@@ -81,7 +106,7 @@ class SmallClassifier(nn.Module):
     def set_whitening(self, images: Tensor, *, eps: float = 5e-4) -> None:
         """Fix the first convolution so that 2x2 patches come out uncorrelated and with unit variance.
 
-        images: ``(N, 3, 32, 32)`` in [-1, 1]. Every direction appears with both signs.
+        images: ``(N, 3, H, W)`` in [-1, 1]. Every direction appears with both signs.
         """
         patches = F.unfold(images, PATCH).transpose(1, 2).flatten(0, 1).double()  # (N * cells, 3 * PATCH^2)
         values, vectors = torch.linalg.eigh(torch.cov(patches.T))

@@ -8,13 +8,14 @@ from torch import Tensor
 from nextscale.errors import InvalidArgumentError
 from nextscale.families.infinity.tokenizer import InfinityTokenizer
 from nextscale.training.data import ImageSource
+from nextscale.training.judges import Judges
 from nextscale.training.reconstruction import ReconstructionTask, Scales, measure_reconstruction
 
 
 class BitTokenizerTask(ReconstructionTask[InfinityTokenizer]):
     """Reconstruction, commitment and entropy loss of an :class:`InfinityTokenizer`.
 
-    flip: mirror half of the pictures. The model needs a schedule of its own.
+    flip, turn, judges: see :class:`ReconstructionTask`. The model needs a schedule of its own.
     """
 
     def __init__(
@@ -24,11 +25,13 @@ class BitTokenizerTask(ReconstructionTask[InfinityTokenizer]):
         held_out: ImageSource,
         *,
         flip: bool = True,
+        turn: bool = False,
+        judges: Judges | None = None,
         eval_images: int = 1000,
     ) -> None:
         if model.schedule is None:
             raise InvalidArgumentError("the tokenizer needs its own scales; set patch_nums in its config")
-        super().__init__(model, data, held_out, flip=flip, eval_images=eval_images)
+        super().__init__(model, data, held_out, flip=flip, turn=turn, judges=judges, eval_images=eval_images)
 
     def observe(self, images: Tensor, chosen: list[Tensor]) -> dict[str, Tensor]:
         ones = torch.cat([bits.flatten(0, 2) for bits in chosen]).float().mean(0)  # (d,)

@@ -15,7 +15,9 @@ from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.training.checkpoint import read_whole, write_whole
 from nextscale.training.data import ImageSource, to_float
 from nextscale.training.digest import pictures_digest
+from nextscale.training.sizes import height_width
 from nextscale.training.trainer import Reporter
+from nextscale.training.views import TURNS, check_square, turned
 from nextscale.weights.digest import text_digest, weights_digest
 
 AnyTokenizer = VARTokenizer | InfinityTokenizer
@@ -28,17 +30,25 @@ def encode_dataset(
     data: ImageSource,
     *,
     flip: bool,
+    turn: bool = False,
     batch_size: int = 100,
     report: Reporter | None = None,
 ) -> Tensor:
-    """What ``encode`` makes of a whole data set, ``(1 or 2, N, ...)``; the second set is mirrored."""
-    started, done, total = time.monotonic(), 0, len(data) * (1 + flip)
+    """What ``encode`` makes of a whole data set, seen in every way: ``(views, N, ...)``.
+
+    flip: also mirrored. turn: also turned by one, two and three quarters; with both there are eight views.
+    The first view is the picture as it is.
+    """
+    if turn:
+        check_square(height_width(data.size))
+    views = [(mirrored, k) for mirrored in (False, True)[: 1 + flip] for k in (TURNS if turn else (0,))]
+    started, done, total = time.monotonic(), 0, len(data) * len(views)
     sets = []
-    for mirrored in (False, True) if flip else (False,):
+    for mirrored, quarters in views:
         chunks = []
         for rows in torch.arange(len(data)).split(batch_size):
             images = to_float(data.batch(rows))
-            chunks.append(encode(images.flip(-1) if mirrored else images).cpu())
+            chunks.append(encode(turned(images.flip(-1) if mirrored else images, quarters)).cpu())
             done += len(rows)
             if report:
                 rate = done / max(time.monotonic() - started, 1e-9)
@@ -55,6 +65,7 @@ def cached(
     path: Path,
     *,
     flip: bool,
+    turn: bool = False,
     report: Reporter | None = None,
 ) -> Tensor:
     """:func:`encode_dataset`, kept in a file so that a resumed run need not encode again.
@@ -63,11 +74,12 @@ def cached(
     pictures and of the tokenizer; with others, and where it is damaged, it is made anew. If it cannot be
     written, the training goes on without it, with a warning.
     """
-    origin = _origin(tokenizer, data, flip)
-    kept = _kept(path, origin, (1 + flip, len(data)))
+    views = (1 + flip) * (len(TURNS) if turn else 1)
+    origin = _origin(tokenizer, data, f"{flip} turned" if turn else str(flip))
+    kept = _kept(path, origin, (views, len(data)))
     if kept is not None:
         return kept
-    tokens = encode_dataset(encode, data, flip=flip, report=report)
+    tokens = encode_dataset(encode, data, flip=flip, turn=turn, report=report)
     try:
         write_whole({"origin": origin, "tokens": tokens}, path)
     except OSError as error:
@@ -87,7 +99,7 @@ def _kept(path: Path, origin: str, shape: tuple[int, int]) -> Tensor | None:
     return tokens if isinstance(tokens, Tensor) and tuple(tokens.shape[:2]) == shape else None
 
 
-def _origin(tokenizer: AnyTokenizer, data: ImageSource, flip: bool) -> str:
+def _origin(tokenizer: AnyTokenizer, data: ImageSource, views: str) -> str:
     """A digest of what the outcome depends on: pictures, and the tokenizer's sizes and weights."""
     made_by = f"{tokenizer.config} {weights_digest(tokenizer)}"
-    return text_digest(f"{made_by} {pictures_digest(data, times=True)} {flip}")
+    return text_digest(f"{made_by} {pictures_digest(data, times=True)} {views}")

@@ -8,7 +8,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,13 @@ from nextscale.training.wording import named, remedy
 from nextscale.weights.files import check_shapes
 
 CHECKPOINT = "checkpoint.pt"
+
+
+class Descent(Protocol):
+    """What a checkpoint asks of an optimiser."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None: ...
+
 
 # What a run is made of, by the argument that says it: its kind, pictures, sizes, first weights.
 Origin = Mapping[str, str]
@@ -133,6 +140,15 @@ def check_same(path: Path, state: Mapping[str, Any], origin: Origin, settings: M
             )
 
 
+def check_rival(path: Path, state: Mapping[str, Any], wanted: bool) -> None:
+    """Raises CheckpointError unless a checkpoint has a discriminator just when the run has one."""
+    if ("rival" in state) != wanted:
+        raise CheckpointError(
+            f"{str(path)!r} was made {'without' if wanted else 'with'} an adversarial term, unlike this run, "
+            f"so it could not be continued exactly. Give the same, {remedy()}"
+        )
+
+
 def check_resumable(output: Path, origin: Origin, settings: Mapping[str, Any]) -> None:
     """Raises CheckpointError where a folder's checkpoint, if it has one, is not of this run.
 
@@ -153,10 +169,10 @@ def restore(
     path: Path,
     state: Mapping[str, Any],
     models: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
+    optimizers: Mapping[str, Descent],
     upkeep: Mapping[str, Tensor],
 ) -> None:
-    """Fill models, by their names in the checkpoint, optimiser and what upkeep remembers.
+    """Fill models and optimisers, by their names in the checkpoint, and what upkeep remembers.
 
     Raises CheckpointError if it is of another model, or of a run that had diverged.
     """
@@ -164,7 +180,8 @@ def restore(
         for name, model in models.items():
             check_shapes(model, state[name], source="it")
             model.load_state_dict(state[name])
-        optimizer.load_state_dict(state["optimizer"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state[name])
         if state["task"].keys() != upkeep.keys():
             raise KeyError(f"it remembers {', '.join(state['task']) or 'nothing'} beside the weights")
         for name, value in state["task"].items():

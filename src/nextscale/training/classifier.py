@@ -11,6 +11,7 @@ from torch import Tensor
 from nextscale.nn.classifier import SmallClassifier
 from nextscale.training.data import ImageSource, to_float
 from nextscale.training.pictures import save_grid
+from nextscale.training.views import random_turns
 from nextscale.weights.layout import save_module
 
 
@@ -18,6 +19,7 @@ class ClassifierTask:
     """Cross-entropy with label smoothing on mirrored, shifted and partly covered pictures.
 
     shift: largest translation in pixels; borders are reflected.
+    turn: also turn pictures by random quarter turns.
     cutout: side in pixels of a square that is set to grey, anywhere, and cut off at the borders; 0 for none.
     """
 
@@ -29,11 +31,13 @@ class ClassifierTask:
         *,
         shift: int = 2,
         cutout: int = 0,
+        turn: bool = False,
         label_smoothing: float = 0.1,
     ) -> None:
-        self.model, self.data, self.held_out = model, data, held_out
+        self.model, self.data, self.held_out, self.turn = model, data, held_out, turn
         self.shift, self.cutout, self.label_smoothing = shift, cutout, label_smoothing
         self.num_examples = len(data)
+        self.rival = None
         self.state: dict[str, Tensor] = {}
 
     def loss(self, rows: Tensor, step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -47,6 +51,8 @@ class ClassifierTask:
     def _augment(self, images: Tensor) -> Tensor:
         n, _, h, w = images.shape
         images = torch.where(torch.rand(n, 1, 1, 1) < 0.5, images.flip(-1), images)
+        if self.turn:
+            images = random_turns(images)
         padded = F.pad(images, (self.shift,) * 4, mode="reflect")
         top, left = torch.randint(2 * self.shift + 1, (2, n))
         rows = (top[:, None] + torch.arange(h))[:, None, :, None]

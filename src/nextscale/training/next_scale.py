@@ -27,8 +27,8 @@ EVAL_BATCH = 100
 class NextScaleTask(ABC, Generic[Transformer]):
     """Loss of every scale given the coarser scales and the class or its caption.
 
-    encoded: ``(1 or 2, N, ...)`` from :func:`~nextscale.training.cache.encode_dataset`; with two sets each
-        draw takes one at random. held_out: the same of other pictures; its first set is measured on.
+    encoded: ``(views, N, ...)`` from :func:`~nextscale.training.cache.encode_dataset`; each draw
+        takes one view at random. held_out: the same of other pictures; its first set is measured on.
     labels, held_out_labels: int64, one per picture.
     stages: ``(share of the run, number of scales)`` pairs: train on the coarsest scales first, where the
         class is decided and a step costs a fraction. The rest of the run trains on all scales.
@@ -60,6 +60,7 @@ class NextScaleTask(ABC, Generic[Transformer]):
         self.stages = stages
         self.state: dict[str, Tensor] = {}
         self.num_examples = len(labels)
+        self.rival = None
 
     def num_scales(self, progress: float) -> int:
         """How many scales are trained on after this share of the run."""

@@ -13,7 +13,9 @@ from nextscale.families.var.tokenizer import VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformerConfig
 from nextscale.nn.classifier import ClassifierConfig
 from nextscale.scales import PRESETS
+from nextscale.training.adversarial import AdversarySettings
 from nextscale.training.captions import TEMPLATES
+from nextscale.training.judges import JudgeSettings
 from nextscale.training.trainer import TrainSettings
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -21,23 +23,35 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
+    """flip: mirror half of the pictures. turn: turn them by random quarter turns, where no side is up.
+
+    judges: the perceptual and the adversarial term.
+    """
+
     config: VARTokenizerConfig
     settings: TrainSettings
     flip: bool = True
     revive_every: int = 100
+    turn: bool = False
+    judges: JudgeSettings = field(default_factory=JudgeSettings)
 
 
 @dataclass(frozen=True)
 class BitTokenizerRecipe:
+    """flip, turn, judges: as in :class:`TokenizerRecipe`."""
+
     config: InfinityTokenizerConfig
     settings: TrainSettings
     flip: bool = True
+    turn: bool = False
+    judges: JudgeSettings = field(default_factory=JudgeSettings)
 
 
 @dataclass(frozen=True)
 class TransformerRecipe:
     """``config`` gets its vocabulary, code width, scales and classes from the tokenizer and the data.
 
+    flip, turn: also train on the token maps of mirrored and of turned pictures.
     class_names: for data that do not name their classes, if there are as many.
     defaults: of the model for drawing, where they are not those of the official models.
     """
@@ -49,6 +63,7 @@ class TransformerRecipe:
     class_names: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     stages: tuple[tuple[float, int], ...] = ()
+    turn: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,11 +88,17 @@ class BitTransformerRecipe:
 
 @dataclass(frozen=True)
 class ClassifierRecipe:
+    """``config`` gets its number of classes from the data, and its size where one is asked for.
+
+    turn, shift, cutout: see :class:`~nextscale.training.classifier.ClassifierTask`.
+    """
+
     config: ClassifierConfig
     settings: TrainSettings
     shift: int = 2
     cutout: int = 0
     label_smoothing: float = 0.1
+    turn: bool = False
 
 
 def cifar10_tokenizer() -> TokenizerRecipe:
@@ -182,6 +203,72 @@ def cifar10_classifier() -> ClassifierRecipe:
     )
 
 
+def eurosat_tokenizer() -> TokenizerRecipe:
+    """64 pixels, 16x16 latents and VAR's own ten scales, for satellite tiles, in which no side is up.
+
+    The features it is judged by are the embedded classifier's for CIFAR-10 on purpose, and not those of
+    :func:`eurosat_classifier`, by which figures are measured: no model should be trained on its own ruler.
+    """
+    return TokenizerRecipe(
+        VARTokenizerConfig(
+            vocab_size=2048,
+            z_channels=16,
+            ch=16,
+            ch_mult=(1, 2, 4),
+            num_res_blocks=1,
+            norm_groups=8,
+            patch_nums=PRESETS["var-256"],
+        ),
+        replace(
+            cifar10_tokenizer().settings, images=300_000, end=0.0, eval_minutes=60.0, checkpoint_minutes=10.0
+        ),
+        turn=True,
+        judges=JudgeSettings(
+            "cifar10-classifier", 0.5, AdversarySettings(weight=0.5, start=0.4, channels=24)
+        ),
+    )
+
+
+def eurosat_transformer() -> TransformerRecipe:
+    """4.6 million parameters on the tokens of :func:`eurosat_tokenizer`, every tile seen in eight ways.
+
+    Truncated sequences first: on six scales a picture has 91 tokens, on eight 255, on nine 424, on all 680.
+    Batches are computed four pictures at a time, which then fit a processor's caches.
+    """
+    return TransformerRecipe(
+        VARTransformerConfig(depth=6, embed_dim=192, num_heads=6, drop_path=0.0),
+        TrainSettings(
+            batch_size=32,
+            accumulate=8,
+            images=500_000,
+            lr=1.5e-3,
+            end=0.0,
+            warmup=0.02,
+            optimizer="muon",
+            betas=(0.9, 0.95),
+            clip=1.0,
+            ema=0.999,
+            eval_minutes=60.0,
+            checkpoint_minutes=10.0,
+        ),
+        flip=True,
+        turn=True,
+        defaults={"guidance_scale": 3.0, "top_k": 200},
+        stages=((0.4, 6), (0.2, 8), (0.15, 9)),
+    )
+
+
+def eurosat_classifier() -> ClassifierRecipe:
+    """The ruler for satellite tiles of 64 pixels."""
+    return ClassifierRecipe(
+        ClassifierConfig(num_classes=10, widths=(32, 64, 128, 192), size=(64, 64)),
+        replace(cifar10_classifier().settings, batch_size=256, images=400_000, lr=0.2, eval_minutes=15.0),
+        turn=True,
+        shift=4,
+        cutout=12,
+    )
+
+
 def tiny_tokenizer() -> TokenizerRecipe:
     """Seconds instead of hours: for trying out the machinery."""
     recipe = cifar10_tokenizer()
@@ -225,14 +312,16 @@ RECIPES: Mapping[str, Mapping[str, Callable[[], Any]]] = {
         "tiny": tiny_tokenizer,
         "cifar10-bits": cifar10_bit_tokenizer,
         "tiny-bits": tiny_bit_tokenizer,
+        "eurosat": eurosat_tokenizer,
     },
     "transformer": {
         "cifar10": cifar10_transformer,
+        "eurosat": eurosat_transformer,
         "tiny": tiny_transformer,
         "cifar10-bits": cifar10_bit_transformer,
         "tiny-bits": tiny_bit_transformer,
     },
-    "classifier": {"cifar10": cifar10_classifier, "tiny": tiny_classifier},
+    "classifier": {"cifar10": cifar10_classifier, "tiny": tiny_classifier, "eurosat": eurosat_classifier},
 }
 
 

@@ -46,6 +46,9 @@ from nextscale.training.presets import (
     cifar10_classifier,
     cifar10_tokenizer,
     cifar10_transformer,
+    eurosat_classifier,
+    eurosat_tokenizer,
+    eurosat_transformer,
     find_recipe,
     tiny_bit_tokenizer,
     tiny_bit_transformer,
@@ -53,11 +56,12 @@ from nextscale.training.presets import (
     tiny_tokenizer,
     tiny_transformer,
 )
-from nextscale.training.sizes import Sides, Size, as_text, check_first_scale, fit_scales
+from nextscale.training.sizes import Sides, Size, as_text, check_first_scale, fit_scales, height_width
 from nextscale.training.tokenizer import TokenizerTask
 from nextscale.training.tokenizers import load_tokenizer, open_tokenizer, stride_of
 from nextscale.training.trainer import Reporter, TrainSettings, print_report, train
 from nextscale.training.transformer import TransformerTask, init_transformer, token_maps
+from nextscale.training.views import check_square
 from nextscale.usual import with_usual_defaults
 from nextscale.weights.digest import weights_digest
 
@@ -74,6 +78,9 @@ __all__ = [
     "cifar10_classifier",
     "cifar10_tokenizer",
     "cifar10_transformer",
+    "eurosat_classifier",
+    "eurosat_tokenizer",
+    "eurosat_transformer",
     "load_tokenizer",
     "tiny_bit_tokenizer",
     "tiny_bit_transformer",
@@ -97,6 +104,8 @@ def train_tokenizer(
     size: Size | None = None,
     scales: Sequence[int | Grid] | None = None,
     recipe: str | TokenizerRecipe | BitTokenizerRecipe = "cifar10",
+    perceptual: str | Path | None = None,
+    adversarial: float | None = None,
     held_out: str | Path | None = None,
     check: Check = "headers",
     skip_broken: bool = False,
@@ -108,11 +117,13 @@ def train_tokenizer(
     """Train a tokenizer on pictures; see :func:`open_images` for what ``data`` can be.
 
     size: pixels per side, or ``(height, width)``; multiples of the tokenizer's stride. ``None`` is what the
-        scales end at, or 32.
+        scales end at, or the recipe's.
     scales: sides of square grids, or ``(height, width)`` pairs, in cells of the latent, which is the last.
         ``None`` is the known list that ends at the latent of this size, or one like it; see
         :func:`~nextscale.training.sizes.scales_for`.
     recipe: a name from :data:`RECIPES`, or a recipe.
+    perceptual, adversarial: features to compare and weight of the adversarial term instead of the recipe's;
+        see :class:`~nextscale.training.judges.JudgeSettings`.
     held_out: other data to measure on; by default the ``test`` split of ``data`` where there is one, else one
         picture in twenty, at most 2,000, which are then not trained on.
     check: look at all pictures before, ``"headers"`` or ``"full"``; skip_broken: leave out those that cannot
@@ -124,19 +135,26 @@ def train_tokenizer(
     chosen: TokenizerRecipe | BitTokenizerRecipe = find_recipe("tokenizer", recipe, overrides)
     settings, where = chosen.settings, place(device).device
     patch = chosen.config.patch if isinstance(chosen, BitTokenizerRecipe) else 1
+    if size is None and scales is None:
+        scales = chosen.config.patch_nums
     size, sides = fit_scales(size, scales, chosen.config.reduction * patch)
+    judges = chosen.judges.changed(perceptual, adversarial)
     training, held = open_splits(
         data, size=size, held_out=held_out, labels=False, check=check, skip_broken=skip_broken
     )
-    origin = _origin("tokenizer", recipe, training, sides)
+    if chosen.turn:
+        check_square(height_width(size))
+    origin = _origin("tokenizer", recipe, training, sides) | judges.origin
     torch.manual_seed(settings.seed)
     if isinstance(chosen, BitTokenizerRecipe):
         check_first_scale(sides)
         bitwise = InfinityTokenizer(replace(chosen.config, patch_nums=sides)).to(where)
-        bit_task = BitTokenizerTask(bitwise, training, held, flip=chosen.flip)
+        judged: dict[str, Any] = dict(flip=chosen.flip, turn=chosen.turn, judges=judges.open(where))
+        bit_task = BitTokenizerTask(bitwise, training, held, **judged)
         return train(bit_task, settings, Path(output), origin=origin, resume=resume, report=report)
     model = VARTokenizer(replace(chosen.config, patch_nums=sides)).to(where)
-    task = TokenizerTask(model, training, held, flip=chosen.flip, revive_every=chosen.revive_every)
+    judged = dict(flip=chosen.flip, turn=chosen.turn, judges=judges.open(where))
+    task = TokenizerTask(model, training, held, revive_every=chosen.revive_every, **judged)
     return train(task, settings, Path(output), origin=origin, resume=resume, report=report)
 
 
@@ -144,13 +162,13 @@ def _origin(
     kind: str, recipe: object, pictures: ImageSource, sides: Sides = (), **weights: nn.Module | None
 ) -> dict[str, str]:
     """What a run is made of, for its checkpoint: an entry per argument, in the words of a message."""
-    origin = {"kind": kind}
+    origin = {"kind": kind, "size": as_text(pictures.size)}
     if isinstance(recipe, str):
         origin["recipe"] = recipe
     for name, model in weights.items():
         origin[name] = f"of the digest {weights_digest(model)[:SHOWN_DIGEST]}" if model else "not given"
     if sides:
-        origin |= {"size": as_text(pictures.size), "scales": str(ScaleSchedule.from_sides(sides))}
+        origin["scales"] = str(ScaleSchedule.from_sides(sides))
     digest = pictures_digest(pictures)[:SHOWN_DIGEST]
     return origin | {"data": f"of {len(pictures)} pictures and the digest {digest}"}
 
@@ -252,7 +270,8 @@ class _Transformers:
         model = VARTransformer(config)
         init_transformer(model, seed=chosen.settings.seed)
         self.start(model, first)
-        tokens = self.encoded(vae, partial(token_maps, vae), (training, held), "tokens", chosen.flip)
+        views = {"flip": chosen.flip, "turn": chosen.turn}
+        tokens = self.encoded(vae, partial(token_maps, vae), (training, held), "tokens", **views)
         return TransformerTask(
             model.to(self.where.device),
             vae,
@@ -286,7 +305,7 @@ class _Transformers:
         origin = self.origin(chosen.settings, vae, first, training)
         init_bit_transformer(model, seed=chosen.settings.seed)
         self.start(model, first)
-        features = self.encoded(vae, partial(latents, vae), (training, held), "features", chosen.flip)
+        features = self.encoded(vae, partial(latents, vae), (training, held), "features", flip=chosen.flip)
         names = _class_names(training, chosen.class_names)
         return BitTransformerTask(
             model.to(self.where.device),
@@ -343,12 +362,14 @@ class _Transformers:
         encode: Encode,
         pictures: tuple[ImageSource, ImageSource],
         name: str,
+        *,
         flip: bool,
+        turn: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """What the tokenizer makes of both, kept in files of that name."""
         training, held = pictures
         path = self.output / f"{name}.pt"
-        first = cached(vae, encode, training, path, flip=flip, report=self.report)
+        first = cached(vae, encode, training, path, flip=flip, turn=turn, report=self.report)
         return first, cached(vae, encode, held, self.output / f"{name}-held-out.pt", flip=False)
 
 
@@ -367,6 +388,7 @@ def train_classifier(
     data: str | Path,
     output: str | Path,
     *,
+    size: Size | None = None,
     recipe: str | ClassifierRecipe = "cifar10",
     held_out: str | Path | None = None,
     check: Check = "headers",
@@ -376,12 +398,20 @@ def train_classifier(
     device: str = "auto",
     **overrides: Any,
 ) -> SmallClassifier:
-    """Train the small classifier on 32-pixel pictures."""
+    """Train the small classifier.
+
+    size: pixels per side of the pictures, or ``(height, width)``, by default the recipe's. Everything
+        else is as for tokenizers.
+    """
     chosen: ClassifierRecipe = find_recipe("classifier", recipe, overrides)
-    training, held = open_splits(data, size=32, held_out=held_out, check=check, skip_broken=skip_broken)
+    config = chosen.config if size is None else replace(chosen.config, size=height_width(size))
+    sides = SmallClassifier(config).size
+    if chosen.turn:
+        check_square(sides)
+    training, held = open_splits(data, size=sides, held_out=held_out, check=check, skip_broken=skip_broken)
     check_classes(training, held)
     torch.manual_seed(chosen.settings.seed)
-    model = SmallClassifier(replace(chosen.config, num_classes=training.num_classes))
+    model = SmallClassifier(replace(config, num_classes=training.num_classes))
     model.start_as_identity()
     model.set_whitening(to_float(training.batch(torch.arange(min(5000, len(training))))))
     task = ClassifierTask(
@@ -390,6 +420,7 @@ def train_classifier(
         held,
         shift=chosen.shift,
         cutout=chosen.cutout,
+        turn=chosen.turn,
         label_smoothing=chosen.label_smoothing,
     )
     origin = _origin("classifier", recipe, training)

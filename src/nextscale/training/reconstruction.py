@@ -14,7 +14,9 @@ from torch import Tensor
 from nextscale.families.infinity.tokenizer import InfinityTokenizer
 from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.training.data import ImageSource, to_float
+from nextscale.training.judges import Judges
 from nextscale.training.pictures import save_grid
+from nextscale.training.views import random_turns
 from nextscale.weights.layout import save_module
 
 Tokenizer = TypeVar("Tokenizer", VARTokenizer, InfinityTokenizer)
@@ -26,7 +28,8 @@ Scales = Iterable[tuple[Tensor, Tensor]]
 class ReconstructionTask(ABC, Generic[Tokenizer]):
     """Reconstruction error and quantizer loss of a tokenizer.
 
-    flip: mirror half of the pictures.
+    flip: mirror half of the pictures. turn: turn them by random quarter turns.
+    judges: for a perceptual and an adversarial term.
     """
 
     def __init__(
@@ -36,12 +39,16 @@ class ReconstructionTask(ABC, Generic[Tokenizer]):
         held_out: ImageSource,
         *,
         flip: bool = True,
+        turn: bool = False,
+        judges: Judges | None = None,
         eval_images: int = 1000,
     ) -> None:
         self.model: Tokenizer = model
         self.data, self.held_out = data, held_out
         self.num_examples = len(data)
-        self.flip = flip
+        self.flip, self.turn = flip, turn
+        self.judges = judges
+        self.rival = None if judges is None else judges.adversary
         self.eval_rows = torch.arange(min(eval_images, len(held_out)))
         self.state: dict[str, Tensor] = {}
 
@@ -50,10 +57,17 @@ class ReconstructionTask(ABC, Generic[Tokenizer]):
         if self.flip:
             mirrored = torch.rand(len(images), 1, 1, 1) < 0.5
             images = torch.where(mirrored.to(images.device), images.flip(-1), images)
+        if self.turn:
+            images = random_turns(images)
         recon, quantizer_loss, chosen = self.model.training_forward(images)
         errors = (recon.float() - images).square().mean((1, 2, 3))
         figures = {"psnr": psnr(errors).mean(), "quantizer": quantizer_loss.detach()}
-        return relative_error(errors) + quantizer_loss, {**figures, **self.observe(images, chosen)}
+        loss = relative_error(errors)
+        if self.judges is not None:
+            last = self.model.decoder.conv_out.weight
+            loss, judged = self.judges.loss(loss, recon, images, last, step / total)
+            figures |= judged
+        return loss + quantizer_loss, {**figures, **self.observe(images, chosen)}
 
     @abstractmethod
     def observe(self, images: Tensor, chosen: list[Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from nextscale.errors import InvalidArgumentError
 from nextscale.training.schedule import learning_rate
 
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "sgd", "muon")
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class TrainSettings:
     batch_size: examples per iteration, of all processes together.
     accumulate: parts of a process's share that are computed one after another, to save memory.
     images: training examples to see in all, repeats included.
-    optimizer: "adamw", or "sgd", stochastic gradient descent with Nesterov's momentum, whose weight decay is
-        added to the gradient. Learning rates of the two have nothing in common.
+    optimizer: "adamw"; "muon", which is for transformers (:class:`~nextscale.training.muon.Muon`), with the
+        learning rates of "adamw"; or "sgd", stochastic gradient descent with Nesterov's momentum, whose
+        weight decay is added to the gradient, and whose rates have nothing in common with the others'.
     warmup: share of the iterations during which the learning rate rises.
     weight_decay_end: reached along a half cosine; ``None`` keeps ``weight_decay`` constant.
     betas: decay of the averaged gradient, which is also the momentum of "sgd", and of its square.

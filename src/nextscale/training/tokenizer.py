@@ -8,6 +8,7 @@ from torch import Tensor
 from nextscale.families.var.tokenizer import VARTokenizer
 from nextscale.nn.quantizer import shrink
 from nextscale.training.data import ImageSource
+from nextscale.training.judges import Judges
 from nextscale.training.reconstruction import ReconstructionTask, Scales, measure_reconstruction
 
 IDLE = 0.05
@@ -16,7 +17,7 @@ IDLE = 0.05
 class TokenizerTask(ReconstructionTask[VARTokenizer]):
     """Reconstruction and codebook loss of a :class:`VARTokenizer`.
 
-    flip: mirror half of the pictures.
+    flip, turn, judges: see :class:`ReconstructionTask`.
     revive_every: iterations between revivals of idle codes (chosen less than :data:`IDLE` times as often as
         the average code since the last revival); a revived code takes the place of a residual the encoder
         produced just now, badly coded ones first. Revivals end at 70 % of the run, so that the last codes
@@ -30,10 +31,12 @@ class TokenizerTask(ReconstructionTask[VARTokenizer]):
         held_out: ImageSource,
         *,
         flip: bool = True,
+        turn: bool = False,
+        judges: Judges | None = None,
         revive_every: int = 100,
         eval_images: int = 1000,
     ) -> None:
-        super().__init__(model, data, held_out, flip=flip, eval_images=eval_images)
+        super().__init__(model, data, held_out, flip=flip, turn=turn, judges=judges, eval_images=eval_images)
         self.revive_every = revive_every
         self.state = {"hits": torch.zeros(model.config.vocab_size, dtype=torch.long)}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -25,6 +25,7 @@ from nextscale.training.checkpoint import (
     Origin,
     all_finite,
     check_place,
+    check_rival,
     check_same,
     read_checkpoint,
     restore,
@@ -33,6 +34,8 @@ from nextscale.training.checkpoint import (
 from nextscale.training.data import batches
 from nextscale.training.log import LOG, Log
 from nextscale.training.measuring import measure
+from nextscale.training.muon import Pair
+from nextscale.training.optimizers import make_optimizer
 from nextscale.training.parallel import Team
 from nextscale.training.schedule import learning_rate, weight_decay
 from nextscale.training.settings import OPTIMIZERS, TrainSettings, autocast_dtype
@@ -47,6 +50,20 @@ LAPSE = 10  # the same at its end; after as many, the checkpoint before them is 
 Model = TypeVar("Model", bound=nn.Module)
 
 
+class Rival(Protocol):
+    """Something that learns against the model, by gradients that the model's loss leaves with it."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    def step(self, rate: float) -> None:
+        """Descend; rate: the model's learning rate as a share of its peak."""
+        ...
+
+
 class Task(Protocol[Model]):
     """Something to train."""
 
@@ -54,6 +71,11 @@ class Task(Protocol[Model]):
     num_examples: int
     state: dict[str, Tensor]
     """What upkeep remembers between iterations, changed in place; checkpoints store it."""
+
+    @property
+    def rival(self) -> Rival | None:
+        """What learns against the model, if anything does."""
+        ...
 
     def loss(self, rows: Tensor, step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss of a batch of row numbers, and what to log beside it."""
@@ -143,7 +165,7 @@ def _iterate(run: _Run[Model], report: Reporter, stop_after: int | None) -> None
             if run.step >= until:
                 break
             with run.secured():
-                run.optimizer.zero_grad(set_to_none=True)
+                run.team.model.zero_grad(set_to_none=True)
                 seed = settings.seed * 1_000_003 + run.step
                 loss, metrics, run.voted = run.team.backward(rows, seed, loss_of, bool(run.caught))
                 run.advance()
@@ -184,7 +206,7 @@ class _Run(Generic[Model]):
     output: Path
     team: Team
     averaged: Model
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | Pair
     step: int = 0
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
@@ -210,10 +232,13 @@ class _Run(Generic[Model]):
         *,
         resume: bool,
     ) -> _Run[Model]:
-        team = Team(processes, settings.accumulate, task.model, task.state)
+        learners = nn.ModuleList([task.model])
+        if task.rival is not None:
+            learners.append(task.rival.network)
+        team = Team(processes, settings.accumulate, learners, task.state)
         team.check(settings.batch_size)
         averaged = copy.deepcopy(task.model).eval().requires_grad_(False)
-        run = cls(task, settings, output, team, averaged, _optimizer(task.model, settings), origin=origin)
+        run = cls(task, settings, output, team, averaged, make_optimizer(task.model, settings), origin=origin)
         check_place(output)
         if resume and (output / CHECKPOINT).exists():
             run.load()
@@ -291,8 +316,12 @@ class _Run(Generic[Model]):
         decay = weight_decay(self.step, start=s.weight_decay, end=decay_end, total=self.total)
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"] = rate, decay if group["decays"] else 0.0
-        self.norm = nn.utils.clip_grad_norm_(self.task.model.parameters(), s.clip)
-        if not torch.isfinite(self.norm):
+        rival = self.task.rival
+        norms = [nn.utils.clip_grad_norm_(self.task.model.parameters(), s.clip)]
+        if rival is not None:
+            norms.append(nn.utils.clip_grad_norm_(rival.network.parameters(), s.clip))
+        self.norm = norms[0]
+        if not all(torch.isfinite(norm) for norm in norms):
             self.skipped += 1
             if self.skipped >= MAX_SKIPPED:
                 raise self.diverged(
@@ -302,6 +331,8 @@ class _Run(Generic[Model]):
             return False
         self.skipped = 0
         self.optimizer.step()
+        if rival is not None:
+            rival.step(rate / s.lr)
         self._average()
         return True
 
@@ -377,6 +408,9 @@ class _Run(Generic[Model]):
             "settings": asdict(self.settings),
             "origin": dict(self.origin),
         }
+        if self.task.rival is not None:
+            state["rival"] = self.task.rival.network.state_dict()
+            state["rival_optimizer"] = self.task.rival.optimizer.state_dict()
         write_whole(state, self.output / CHECKPOINT)
         self.saved_step, self.unsaved = self.step, None
 
@@ -384,27 +418,12 @@ class _Run(Generic[Model]):
         path = self.output / CHECKPOINT
         state = read_checkpoint(path)
         check_same(path, state, self.origin, asdict(self.settings))
-        models = {"model": self.task.model, "averaged": self.averaged}
-        restore(path, state, models, self.optimizer, self.task.state)
+        check_rival(path, state, self.task.rival is not None)
+        models: dict[str, nn.Module] = {"model": self.task.model, "averaged": self.averaged}
+        optimizers: dict[str, torch.optim.Optimizer | Pair] = {"optimizer": self.optimizer}
+        if self.task.rival is not None:
+            models["rival"] = self.task.rival.network
+            optimizers["rival_optimizer"] = self.task.rival.optimizer
+        restore(path, state, models, optimizers, self.task.state)
         self.step, self.seconds = state["step"], state["seconds"]
         self.saved_step = self.step
-
-
-def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    groups = _decay_groups(model.named_parameters())
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.betas[0], nesterov=True, fused=True)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-
-
-def _decay_groups(parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """Vectors, biases, position tables and the like are exempt from weight decay (the published rules)."""
-    exempt = ("pos_1LC", "pos_start", "lvl_embed", "ada_gss", "scale_mul", "cfg_uncond", "sos.ca.mat_q")
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, p in parameters:
-        if p.requires_grad:
-            (
-                free if p.ndim <= 1 or name.endswith("bias") or any(e in name for e in exempt) else decayed
-            ).append(p)
-    return [{"params": decayed, "decays": True}, {"params": free, "decays": False}]

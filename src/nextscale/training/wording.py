@@ -8,6 +8,7 @@ from contextvars import ContextVar
 
 _OPTIONS = {
     **{name: f"--{name}" for name in ("recipe", "size", "scales", "tokenizer", "initial", "seed", "lr")},
+    **{name: f"--{name}" for name in ("perceptual", "adversarial")},
     "batch_size": "--batch-size",
     "data": "DATA",
     "output": "--output",

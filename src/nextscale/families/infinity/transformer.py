@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from nextscale.families.infinity.conditioning import TextNorm, TextPool, keys_va
 from nextscale.families.infinity.schedules import rope_reference
 from nextscale.families.text import TextFeatures
 from nextscale.kernels import attention, modulated_norm
-from nextscale.nn.attention import Rotation, block_causal_mask, grid_rotation, rotate_pairs, split_heads
+from nextscale.nn.attention import Rotation, block_causal_attention, grid_rotation, rotate_pairs, split_heads
 from nextscale.nn.cache import KVCache
 from nextscale.nn.initial import Embedding, normal
 from nextscale.nn.linear import Linear
@@ -130,12 +129,6 @@ class TextCondition:
     modulation: Tensor
 
 
-@lru_cache(maxsize=2)
-@torch.inference_mode(False)
-def _causal_mask(schedule: ScaleSchedule, device: torch.device) -> Tensor:
-    return block_causal_mask(schedule, device=device)
-
-
 class SelfAttention(nn.Module):
     """Attention over the scales so far: unit queries and keys, a temperature per head, rotary positions."""
 
@@ -148,14 +141,20 @@ class SelfAttention(nn.Module):
         self.proj = Linear(dim, dim)
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4)))
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotation: Rotation, lengths: Sequence[int] | None, cache: KVCache | None
+    ) -> Tensor:
+        """x ``(R, L, C)`` -> same; lengths: of the steps in x, or ``None`` if x is one step."""
         batch, length, dim = x.shape
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         q, k, v = split_heads(self.mat_qkv(x, bias=bias), self.heads, self.scale_mul_1H11)
         q, k = rotate_pairs(q, rotation).to(v.dtype), rotate_pairs(k, rotation).to(v.dtype)
         if cache is not None:
             k, v = cache.append(k, v)
-        out = attention(q, k, v, mask=mask, scale=1.0)
+        if lengths is None:
+            out = attention(q, k, v, scale=1.0)
+        else:
+            out = block_causal_attention(q, k, v, lengths, scale=1.0)
         result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, length, dim))
         return result
 
@@ -203,12 +202,12 @@ class Block(nn.Module):
         modulation: Tensor,
         memory: Memory,
         rotation: Rotation,
-        mask: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """The stream x, float32 ``(B, L, C)``; modulation float32 ``(B, 1, 6, C)``."""
         gate1, gate2, scale1, scale2, shift1, shift2 = (self.ada_gss + modulation).unbind(2)  # each (B, 1, C)
-        h = self.sa(self._modulated(x, scale1, shift1), rotation, mask, cache)
+        h = self.sa(self._modulated(x, scale1, shift1), rotation, lengths, cache)
         x = x + drop_branches(h * gate1, self.drop_path, self.training)
         x = x + self.ca(self._ca_normed(x), memory)
         h = self.ffn(self._modulated(x, scale2, shift2))
@@ -270,10 +269,9 @@ class InfinityTransformer(nn.Module):
         x = self.start_input(condition)
         if steps > 1:
             x = torch.cat([x, self.embed(inputs, range(1, steps), schedule)], dim=1)
-        prefix = ScaleSchedule(schedule.grids[:steps])
-        rotation, mask = self.rotation(schedule).part(slice(x.shape[1])), _causal_mask(prefix, x.device)
+        rotation, lengths = self.rotation(schedule).part(slice(x.shape[1])), schedule.lengths[:steps]
         for block, memory in zip(self.blocks, self.memories(condition), strict=True):
-            x = block(x, condition.modulation, memory, rotation, mask)
+            x = block(x, condition.modulation, memory, rotation, lengths)
         return self.classify(x, condition.pooled)
 
     # ------------------------------------------------------------------ text

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nextscale.errors import GridError, InvalidArgumentError
 from nextscale.kernels import attention, fused_for, gated, gated_norm, modulated_norm
-from nextscale.nn.attention import MAX_LOG_SCALE, block_causal_mask, split_heads
+from nextscale.nn.attention import MAX_LOG_SCALE, block_causal_attention, split_heads
 from nextscale.nn.cache import KVCache
 from nextscale.nn.initial import Embedding, normal
 from nextscale.nn.linear import Linear
@@ -83,11 +83,15 @@ class SelfAttention(nn.Module):
         if config.attn_l2_norm:
             self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4)))
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:  # (B, L, C) -> same
+    def forward(self, x: Tensor, lengths: Sequence[int] | None, cache: KVCache | None) -> Tensor:
+        """x ``(B, L, C)`` -> same; lengths: of the steps in x, or ``None`` if x is one step."""
         batch, length, dim = x.shape
         q, k, v = self._heads(x, cache)
         scale = 0.25 / math.sqrt(dim // self.heads) if self.scale_mul_1H11 is None else 1.0
-        out = attention(q, k, v, mask=mask, scale=scale)
+        if lengths is None:
+            out = attention(q, k, v, scale=scale)
+        else:
+            out = block_causal_attention(q, k, v, lengths, scale=scale)
         result: Tensor = self.proj(out.transpose(1, 2).reshape(batch, length, dim))
         return result
 
@@ -130,11 +134,15 @@ class Block(nn.Module):
         return made
 
     def forward(
-        self, x: Tensor, modulation: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        lengths: Sequence[int] | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
-        """x ``(B, L, C)``; modulation from :meth:`modulation`."""
+        """x ``(B, L, C)``; modulation from :meth:`modulation`; lengths of the steps in x, if several."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)  # each (B, 1, C)
-        h = self.attn(modulated_norm(x, scale1, shift1, eps=self.eps), mask, cache)
+        h = self.attn(modulated_norm(x, scale1, shift1, eps=self.eps), lengths, cache)
         h = drop_branches(h, self.drop_path, self.training)
         x, h = gated_norm(x, h, gate1, scale2, shift2, eps=self.eps)
         h = self.ffn(h)
@@ -159,7 +167,6 @@ class VARTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, q) for q in drop)
         self.head_nm = HeadNorm(dim, config.norm_eps)
         self.head = Linear(dim, config.vocab_size)
-        self._masks: dict[tuple[int, torch.device], Tensor] = {}
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -195,9 +202,9 @@ class VARTransformer(nn.Module):
         if steps > 1:
             embedded.append(self.embed(inputs, range(1, steps)))
         x = torch.cat(embedded, dim=1)
-        mask = self._mask(steps, x.device)
+        lengths = self.schedule.lengths[:steps]
         for block, modulation in zip(self.blocks, self.modulations(condition), strict=True):
-            x = block(x, modulation, mask)
+            x = block(x, modulation, lengths)
         return self.classify(x, condition)
 
     def check_labels(self, labels: Tensor) -> Tensor:
@@ -248,10 +255,3 @@ class VARTransformer(nn.Module):
             f"inputs must be (B, {offsets[-1] - offsets[1]}, {self.config.z_channels}) for the grids "
             f"{self.schedule}, or a prefix that ends at a whole step; got {tuple(inputs.shape)}"
         )
-
-    def _mask(self, steps: int, device: torch.device) -> Tensor:
-        key = (steps, device)
-        if key not in self._masks:
-            prefix = ScaleSchedule(self.schedule.grids[:steps])
-            self._masks[key] = block_causal_mask(prefix, device=device)
-        return self._masks[key]
