@@ -25,6 +25,7 @@ from nextscale.evaluation.runner import PipelineImages, run
 from nextscale.families.var.pipeline import VARPipeline
 from nextscale.families.var.tokenizer import VARTokenizer, VARTokenizerConfig
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig
+from nextscale.training.transformer import init_transformer
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -95,6 +96,7 @@ def test_published_figures_stand_in_a_column_of_their_own(nextscale, tmp_path: P
     shared = {"vocab_size": 1000, "z_channels": 4, "patch_nums": (1, 2, 16)}
     sizes = {"num_classes": 1000, "depth": 16, "embed_dim": 8, "num_heads": 1}
     transformer = VARTransformer(VARTransformerConfig(**shared, **sizes))
+    init_transformer(transformer)
     blocks = {"ch": 2, "ch_mult": (1, 1, 1, 1, 1), "num_res_blocks": 1, "norm_groups": 2}
     tokenizer = VARTokenizer(VARTokenizerConfig(**shared, **blocks))
     VARPipeline(transformer, tokenizer, name="tiny").save_pretrained(tmp_path / "model")

@@ -155,9 +155,8 @@ def test_two_runs_are_not_mixed(nextscale: Command, model: Path, alone: Path, tm
     common = ["generate", "-m", model, "--shard-size", "4", "--out", alone]
     before = files(alone)
     done = nextscale(*common, "--count", "24", "--ssg", "0.3", "--seed", "5", code=2)
-    assert (
-        "holds another run: sampling ssg beta is 0.6 there and 0.3 here; seed is 0 there and 5" in done.stderr
-    )
+    differs = "sampling ssg beta is 0.6 there and 0.3 here; --seed is 0 there and 5"
+    assert f"holds another run: {differs}" in done.stderr
     assert files(alone) == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")

@@ -90,7 +90,7 @@ BAD = [
     (("--reference", "no.npz"), "cannot read 'no.npz'"),
     (
         ("--reference", "small.npz", "--features", "none"),
-        "has pictures of 8x8 pixels, and the model draws 32x32",
+        "has pictures of 8x8 pixels, and those to be measured have 32x32",
     ),
     (("--matched-control",), "the reference cifar10-test.npz holds none; give one with pictures"),
     (("--matched-control", "--reference", "none"), "the reference none holds none"),

@@ -162,7 +162,7 @@ BAD = [
     (("--sampler", "multinomial"), "candidates are compared by paired pictures"),
     (("--output", "a.txt"), "give the name of a file that ends in .json, got 'a.txt'"),
     (("--output", "no/such.json"), "the folder 'no' does not exist"),
-    (("--top-k", "-3"), "top_k"),
+    (("--top-k", "-3"), "--top-k must be a whole number"),
     (("--model", "nowhere"), "no model 'nowhere'"),
 ]
 

@@ -703,7 +703,7 @@ before = state()
 import nextscale.integrations
 assert state() == before
 parts = sorted({name.split(".")[1] for name in sys.modules if name.startswith("nextscale.")})
-assert parts == ["errors", "guidance", "integrations", "kernels"], parts
+assert parts == ["errors", "guidance", "integrations", "kernels", "whole"], parts
 assert "torch._dynamo" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

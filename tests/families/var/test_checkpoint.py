@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +293,7 @@ def test_pickles_with_code_are_refused(legacy: bool, files: Any, tmp_path: Path)
     trap = tmp_path / "executed"
     for content, name in (
         ({**files[0], "x": Payload(trap)}, "mkdir"),
-        ({"a": argparse.Namespace(b=1)}, "argparse.Namespace"),
+        ({"a": Fraction(1, 2)}, "fractions.Fraction"),
     ):
         path = tmp_path / "var_d16.pth"
         torch.save(content, path, _use_new_zipfile_serialization=not legacy)
