@@ -203,9 +203,9 @@ class _Watcher:
         self._stop_if_asked()
         stored = {
             **out.settings,
+            "batch_size": model.batch_size,  # in the order of the command line, so that files are the same
             "command": "generate",
             "source": dict(model.offer.source),
-            "batch_size": model.batch_size,
         }
         return Arm(out.images, self._all_frames(), self._statistics(len(out.images)), stored)
 
