@@ -170,7 +170,7 @@ def code(page: Any, selector: str) -> str:
 def test_cancel_stops_a_slow_drawing_for_which_others_need_not_wait(visit, slow_model: Path):
     kept = "?label=ship&count=1&seed=8&ssg=0.6"
     first = picture(visit(kept).page, B)
-    page = visit(f"?model={slow_model}&count=8&seed=1&ssg=0.6", drawn=False).page
+    page = visit(f"?model={slow_model}&count=3&seed=1&ssg=0.6", drawn=False).page
     live = page.get_by_label("Draw at every change")
     page.wait_for_selector("#ns-status :text-matches('step [0-9]+ of')")
     assert live.is_checked()

@@ -21,7 +21,7 @@ from nextscale.families import load_pretrained
 from nextscale.sampling.plan import read_manifest
 from nextscale.weights.official import read_official
 
-CASES = 250
+CASES = 100
 
 
 @pytest.mark.slow
@@ -33,7 +33,7 @@ def test_damaged_and_hostile_files_end_in_one_clear_error(tmp_path: Path):
         counts.add(target, outcome)
     print(counts)
     assert not counts.faults, "\n\n".join(f"{f.case}\n{f.what}" for f in counts.faults)
-    assert counts.verdicts["refused"] >= 200
+    assert counts.verdicts["refused"] >= 75
 
 
 JSON = st.recursive(
