@@ -149,6 +149,7 @@ def test_what_a_picture_is_said_to_be(copy: Callable, capsys):
         run("verify", folder, code=1)
         assert said in capsys.readouterr().out
     listing.write_text(whole + whole.splitlines()[0].replace('"index": 4', '"index": 8') + "\n")
+    shutil.copy(listing.with_name("000000004.webp"), listing.with_name("000000008.webp"))
     run("verify", folder, code=1)
     assert "has picture 8 after its last one" in capsys.readouterr().out
 
