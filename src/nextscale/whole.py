@@ -16,12 +16,17 @@ def as_whole(value: Any) -> int | None:
         return None
 
 
+def as_python(value: Any) -> Any:
+    """Turn a single number of numpy's, or of a tensor, into Python's; leave everything else as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
+
+
 def plain(value: Any) -> Any:
     """Turn a number of numpy's into Python's, for :func:`json.dumps` (its ``default``).
 
     Raises TypeError for what is no single number.
     """
-    item = getattr(value, "item", None)
-    if item is None or getattr(value, "ndim", 0) != 0:
+    number = as_python(value)
+    if number is value:
         raise TypeError(f"{type(value).__name__} is nothing that JSON can hold")
-    return item()
+    return number

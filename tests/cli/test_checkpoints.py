@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nextscale import VARPipeline
 from nextscale.cli.main import main
-from nextscale.cli.options import read_pairs, read_sides
+from nextscale.cli.values import read_pairs, read_sides
 from nextscale.errors import InvalidArgumentError
 from nextscale.families import load_pretrained
 from nextscale.families.var.transformer import VARTransformer, VARTransformerConfig

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nextscale.cli import options
+from nextscale.cli import options, values
 from nextscale.cli.allocator import keep_freed_memory
 from nextscale.cli.help import NAMES, Command
 from nextscale.cli.progress import drawing, working
@@ -64,7 +64,7 @@ def bench(
     The default takes some minutes on two CPU cores and 3 GB of memory. Quotients are of neighbouring runs, so
     other work on the machine disturbs them less than the seconds; for both, a quiet machine is better.
     """
-    options.require_positive(
+    values.require_positive(
         {"--depth": depth, "--batch-size": batch_size, "--repeats": repeats, "--threads": threads}
     )
     if official is not None and not (official / "models").is_dir():

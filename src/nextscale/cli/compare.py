@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nextscale import __version__
-from nextscale.cli import comparison, options, pictures, request
+from nextscale.cli import comparison, options, pictures, request, values
 from nextscale.cli.comparison import MeasuringOptions
 from nextscale.cli.help import NAMES, Command
 from nextscale.cli.models import ModelOptions
@@ -124,7 +124,7 @@ def compare(
 
 def _given(bundle: Any) -> dict[str, Any]:
     """Options of a bundle by their names on the command line."""
-    return {options.flag(name.rstrip("_")): value for name, value in vars(bundle).items()}
+    return {values.flag(name.rstrip("_")): value for name, value in vars(bundle).items()}
 
 
 def read_arms(
@@ -137,7 +137,7 @@ def read_arms(
     stored = stored or {}
     if strengths:
         base = next((arm for arm in stored.get("arms", []) if arm), None)
-        arms = [_arm(text, spatial, base) for text in options.split_arms(strengths)]
+        arms = [_arm(text, spatial, base) for text in values.split_arms(strengths)]
     elif stored:
         arms = [spatial.build(None, arm) if arm else None for arm in stored.get("arms", [])]
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from nextscale.cli import options, pictures, request
+from nextscale.cli import pictures, request, values
 from nextscale.cli.evaluate import WORK, check_model
 from nextscale.cli.models import ModelOptions
 from nextscale.cli.progress import drawing, note, working
@@ -76,7 +76,7 @@ class MeasuringOptions:
 
     def only_here(self) -> dict[str, Any]:
         """Options that make sense with ``--images`` alone, and what was given for them."""
-        return {options.flag(name): value for name, value in vars(self).items() if name != "images"}
+        return {values.flag(name): value for name, value in vars(self).items() if name != "images"}
 
 
 def check_mode(images: int | None, here: Mapping[str, Any], elsewhere: Mapping[str, Any]) -> None:
@@ -179,7 +179,7 @@ class Measuring:
             "--replicates": what.replicates,
             "--batch-size": how_many.batch_size,
         }
-        options.require_positive(numbers)
+        values.require_positive(numbers)
         target = _target(output)
         return cls(
             images=what.images or 0,
@@ -244,7 +244,7 @@ def _target(output: Path | None) -> Path:
 
 
 def _seed(text: str | None) -> int:
-    numbers = options.read_seeds(text) if text is not None else [0]
+    numbers = values.read_seeds(text) if text is not None else [0]
     if len(numbers) > 1:
         raise InvalidArgumentError(
             f"--seed takes one number with --images, that of the first picture; got {text!r}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nextscale.cli import options, pictures, request
+from nextscale.cli import options, pictures, request, values
 from nextscale.cli.help import NAMES, Command
 from nextscale.cli.launch import join_launch
 from nextscale.cli.models import ModelOptions
@@ -187,13 +187,13 @@ def evaluate(
     from nextscale.evaluation.protocol import PRESETS
     from nextscale.evaluation.report import write_result
 
-    options.require_positive({"--images": what.images, "--batch-size": what.batch_size})
+    values.require_positive({"--images": what.images, "--batch-size": what.batch_size})
     if what.preset not in PRESETS:
         raise InvalidArgumentError(f"unknown preset {what.preset!r}; known: {', '.join(PRESETS)}")
     preset, target = PRESETS[what.preset], files.target()
     work, choice = files.work or target.parent / WORK, model.choice()
     drawn = {"--ssg": ssg, "--model": choice, "--save-images": files.save_images}
-    what.check_samples({**drawn, **{options.flag(k): True for k in {**spatial.given(), **shape.given()}}})
+    what.check_samples({**drawn, **{values.flag(k): True for k in {**spatial.given(), **shape.given()}}})
     processes, model = join_launch(model)
     if what.samples is not None:
         task = _samples_task(what.samples, preset, ruler, model.device)

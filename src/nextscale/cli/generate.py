@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nextscale.cli import options, pictures, request
+from nextscale.cli import options, pictures, request, values
 from nextscale.cli.help import NAMES, Command
 from nextscale.cli.models import ModelOptions
 from nextscale.cli.progress import drawing, working
@@ -92,7 +92,7 @@ def generate(
     pictures as shards in a folder, by any number of processes; a run that was stopped goes on when the same
     command is given again.
     """
-    options.require_positive({"--columns": columns})
+    values.require_positive({"--columns": columns})
     if run.wanted():
         run.refuse({"--output": output, "--columns": columns, **files.options()})
         sample(run, subjects, ssg, spatial, how_many, shape, model)

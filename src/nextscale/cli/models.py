@@ -12,7 +12,8 @@ from typing import Any
 from nextscale.cli import options
 from nextscale.cli.allocator import keep_freed_memory
 from nextscale.cli.checks import MAX_SIDE
-from nextscale.cli.options import DEPTHS, VARIANTS, flag, read_pairs, read_sides
+from nextscale.cli.options import DEPTHS, VARIANTS
+from nextscale.cli.values import flag, read_pairs, read_sides
 from nextscale.errors import CheckpointError, InvalidArgumentError
 
 DEFAULT_MODEL = "cifar10"

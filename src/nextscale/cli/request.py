@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from nextscale.cli import options
 from nextscale.cli.checks import MAX_PICTURES, shown
-from nextscale.cli.options import flag, read_numbers, read_seeds
 from nextscale.cli.progress import note
 from nextscale.cli.subjects import Subjects, Typed, shorten
+from nextscale.cli.values import flag, read_numbers, read_seeds
 from nextscale.errors import InvalidArgumentError, is_out_of_memory
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nextscale import __version__
-from nextscale.cli import options, pictures, request
+from nextscale.cli import pictures, request, values
 from nextscale.cli.launch import join_launch
 from nextscale.cli.models import ModelOptions
-from nextscale.cli.options import read_seeds
 from nextscale.cli.progress import note, sampling, working
 from nextscale.cli.request import DrawingOptions, SSGOptions
 from nextscale.cli.setup import CountOptions
 from nextscale.cli.subjects import SubjectOptions, Typed, read_lines, subjects_of
+from nextscale.cli.values import read_seeds
 from nextscale.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class RunOptions:
         """Whether this is about a run. Raises InvalidArgumentError for options that are, without a folder."""
         given = [name for name, value in vars(self).items() if value is not None]
         if given and self.out is None:
-            raise InvalidArgumentError(f"{options.flag(given[0])} is about runs into a folder; add --out DIR")
+            raise InvalidArgumentError(f"{values.flag(given[0])} is about runs into a folder; add --out DIR")
         return self.out is not None
 
     def refuse(self, others: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ class RunOptions:
             raise InvalidArgumentError(
                 f"{named[0]} is about a single file, and --out DIR makes shards in a folder"
             )
-        options.require_positive({"--shard-size": self.shard_size})
+        values.require_positive({"--shard-size": self.shard_size})
         if self.image_format is not None and self.format == "npz":
             raise InvalidArgumentError("--image-format: an npz holds pixels, no picture files; leave it out")
 
@@ -136,7 +136,7 @@ def sample(
     from nextscale.sampling.signals import held_back
     from nextscale.sampling.worker import Worker, begin
 
-    options.require_positive({"--count": how_many.count, "--batch-size": how_many.batch_size})
+    values.require_positive({"--count": how_many.count, "--batch-size": how_many.batch_size})
     check_shards(how_many.count or 1, run.shard_size or DEFAULT_SHARD)
     folder, choice, first = run.folder, model.choice(), _first_seed(how_many.seed)
     words = read_lines(run.labels, "--labels", "class") if run.labels is not None else []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nextscale import __version__
-from nextscale.cli import options, pictures, request
+from nextscale.cli import options, pictures, request, values
 from nextscale.cli.models import ModelChoice, ModelOptions
 from nextscale.cli.progress import note, working
 from nextscale.cli.request import Pictures
@@ -169,10 +169,10 @@ def prepare(
 ) -> Setup:
     """Check what can be checked at once; raises InvalidArgumentError before anything slow is done."""
     numbers = {"--count": how_many.count, "--batch-size": how_many.batch_size, "--zoom": files.zoom}
-    options.require_positive(numbers)
+    values.require_positive(numbers)
     request.check_sheet(how_many.count or 1)
     if how_many.seed is not None:
-        options.read_seeds(how_many.seed)
+        values.read_seeds(how_many.seed)
     given = model.choice()
     target = output or pictures.free_name(default_name)
     pictures.check_target(target)

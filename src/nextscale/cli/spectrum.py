@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nextscale.cli import options, pictures, request
+from nextscale.cli import options, pictures, request, values
 from nextscale.cli.compare import read_arms
 from nextscale.cli.help import NAMES, Command
 from nextscale.cli.models import ModelOptions
@@ -171,7 +171,7 @@ def spectrum(
     from nextscale.evaluation.spectrum_result import spectrum_result
 
     counts = {"--images": what.images, "--batch-size": what.batch_size, "--replicates": what.replicates}
-    options.require_positive(counts)
+    values.require_positive(counts)
     folder, typed, choice = files.folder(), subjects.typed(), model.choice()
     work = files.work or folder / WORK
     with working(f"loading {choice}"):

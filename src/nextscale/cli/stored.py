@@ -25,8 +25,8 @@ from nextscale.cli.checks import (
     MAX_STEPS,
     shown,
 )
-from nextscale.cli.options import MAX_ZOOM
 from nextscale.cli.subjects import are_subjects, is_text, stored_key
+from nextscale.cli.values import MAX_ZOOM
 from nextscale.errors import InvalidArgumentError
 
 CHUNK = "nextscale"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nextscale.cli import options, pictures, request
+from nextscale.cli import options, pictures, request, values
 from nextscale.cli.evaluate import check_model
 from nextscale.cli.help import NAMES, Command
 from nextscale.cli.launch import join_launch
@@ -134,7 +134,7 @@ def sweep(
     from nextscale.evaluation.sweep_plots import check_axes
 
     counts = {"--images": what.images, "--sets": what.sets, "--batch-size": what.batch_size}
-    options.require_positive(counts)
+    values.require_positive(counts)
     plan = Sweep.read(file)
     output, chosen = files.folder(file), files.axes()
     if what.sets is not None:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nextscale.cli import options, pictures, request
+from nextscale.cli import options, pictures, request, values
 from nextscale.cli.evaluate import ClassDrawing, check_model
 from nextscale.cli.help import NAMES, Command
 from nextscale.cli.models import ModelChoice, ModelOptions
-from nextscale.cli.options import read_numbers
 from nextscale.cli.progress import drawing, note, working
 from nextscale.cli.ruler import PANEL, BatchSize, FirstSeed, Replicates, RulerOptions, option
 from nextscale.cli.sweep import measured
+from nextscale.cli.values import read_numbers
 from nextscale.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def tune(
     from nextscale.evaluation.tuning import tune as run
     from nextscale.weights.layout import write_default_ssg
 
-    options.require_positive({"--budget": what.budget, "--batch-size": what.batch_size})
+    values.require_positive({"--budget": what.budget, "--batch-size": what.batch_size})
     if what.replicates < LEAST_REPLICATES:
         raise InvalidArgumentError(f"--replicates must be at least {LEAST_REPLICATES}, got {what.replicates}")
     target, choice, candidates = files.target(), model.choice(), tried.build()

@@ -16,7 +16,7 @@ from nextscale.training.checkpoint import read_whole, write_whole
 from nextscale.training.data import ImageSource, to_float
 from nextscale.training.digest import pictures_digest
 from nextscale.training.sizes import height_width
-from nextscale.training.trainer import Reporter
+from nextscale.training.task import Reporter
 from nextscale.training.views import TURNS, check_square, turned
 from nextscale.weights.digest import text_digest, weights_digest
 

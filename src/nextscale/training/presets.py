@@ -16,7 +16,7 @@ from nextscale.scales import PRESETS
 from nextscale.training.adversarial import AdversarySettings
 from nextscale.training.captions import TEMPLATES
 from nextscale.training.judges import JudgeSettings
-from nextscale.training.trainer import TrainSettings
+from nextscale.training.settings import TrainSettings
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
@@ -39,75 +39,14 @@ from nextscale.training.optimizers import make_optimizer
 from nextscale.training.parallel import Team
 from nextscale.training.schedule import learning_rate, weight_decay
 from nextscale.training.settings import OPTIMIZERS, TrainSettings, autocast_dtype
+from nextscale.training.task import Model, Reporter, Task, print_report
 from nextscale.training.wording import named
 from nextscale.usual import with_usual_defaults
 
-__all__ = ["CHECKPOINT", "LOG", "OPTIMIZERS", "Reporter", "Task", "TrainSettings", "autocast_dtype", "train"]
+__all__ = ["CHECKPOINT", "LOG", "OPTIMIZERS", "TrainSettings", "autocast_dtype", "train"]
 
 MAX_SKIPPED = 100  # iterations in a row without a finite gradient, after which a run has diverged
 LAPSE = 10  # the same at its end; after as many, the checkpoint before them is worth more than another one
-
-Model = TypeVar("Model", bound=nn.Module)
-
-
-class Rival(Protocol):
-    """Something that learns against the model, by gradients that the model's loss leaves with it."""
-
-    @property
-    def network(self) -> nn.Module: ...
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer: ...
-
-    def step(self, rate: float) -> None:
-        """Descend; rate: the model's learning rate as a share of its peak."""
-        ...
-
-
-class Task(Protocol[Model]):
-    """Something to train."""
-
-    model: Model
-    num_examples: int
-    state: dict[str, Tensor]
-    """What upkeep remembers between iterations, changed in place; checkpoints store it."""
-
-    @property
-    def rival(self) -> Rival | None:
-        """What learns against the model, if anything does."""
-        ...
-
-    def loss(self, rows: Tensor, step: int, total: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss of a batch of row numbers, and what to log beside it."""
-        ...
-
-    def after_step(self, step: int, total: int) -> None:
-        """Upkeep between iterations that is not gradient descent."""
-        ...
-
-    def evaluate(self, model: Model) -> dict[str, float]:
-        """Figures on held-out data, with the averaged weights."""
-        ...
-
-    def sample(self, model: Model, path: Path) -> None:
-        """A picture of what the model does now."""
-        ...
-
-    def save(self, model: Model, folder: Path) -> None:
-        """The averaged weights in the layout that pipelines load."""
-        ...
-
-
-class Reporter(Protocol):
-    """Where progress goes: the command line draws a bar, the default prints lines."""
-
-    def __call__(self, record: dict[str, Any], step: int, total: int) -> None: ...
-
-
-def print_report(record: dict[str, Any], step: int, total: int) -> None:
-    """One plain line per record."""
-    values = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items())
-    print(f"{step}/{total}  {values}", flush=True)
 
 
 @with_usual_defaults

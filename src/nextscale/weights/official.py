@@ -21,6 +21,7 @@ from nextscale.errors import CheckpointError, InvalidArgumentError
 from nextscale.nn.placement import Placement
 from nextscale.weights.files import Module, build, check_shapes, read_file, read_json, read_weights, some
 from nextscale.weights.hub import download
+from nextscale.whole import as_python
 
 INDEX = "model.safetensors.index.json"
 INDICES = "*.index.json"  # as other libraries call theirs
@@ -60,7 +61,7 @@ def told(settings: Mapping[str, Any], kinds: Mapping[str, type], path: Path, rem
 
     Raises CheckpointError, with the remedy, for one of another kind.
     """
-    found = {name: _plain(settings[name]) for name in kinds if name in settings}
+    found = {name: as_python(settings[name]) for name in kinds if name in settings}
     for name, value in found.items():
         of_kind = type(value) in ((float, int) if kinds[name] is float else (kinds[name],))
         if not of_kind:
@@ -72,11 +73,6 @@ def told(settings: Mapping[str, Any], kinds: Mapping[str, type], path: Path, rem
 
 
 _KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy's, or of a tensor, as Python's; everything else as it is."""
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
 
 
 def square_sides(counts: Sequence[int]) -> list[int] | None:
