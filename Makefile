@@ -20,7 +20,7 @@ page: $(STAMP)
 test: $(TESTED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Puts faults into a copy of the sources, one at a time: each should make a test fail. Forty minutes.
+# Puts faults into a copy of the sources, one at a time: each should make a test fail. Tens of minutes.
 mutants: $(TESTED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants $(WORDS)
 

@@ -56,7 +56,7 @@ class NotFiniteError(SamplingError):
         return f"{self.what} picture {self.picture}; {self.cause}"
 
     def of(self, picture: int) -> NotFiniteError:
-        """The same, where the picture has another number."""
+        """Make the same error for a picture that has another number."""
         return NotFiniteError(self.what, picture, self.cause)
 
 

@@ -235,7 +235,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _header_orientation(image: Image.Image) -> int:
-    """The same without reading pixels, behind which a PNG may have it; then the reading finds it."""
+    """Find it without reading pixels, behind which a PNG may have it; then the reading finds it."""
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1  # Pillow has turned the size of a TIFF
     return _orientation(image)

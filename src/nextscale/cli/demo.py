@@ -133,7 +133,7 @@ def is_local(choice: ModelChoice) -> bool:
 
 
 def page_names(choices: Sequence[ModelChoice]) -> list[str]:
-    """What the page calls the models: folders and files by the last part of their path, or as many as tell
+    """Name the models for the page: folders and files by the last part of their path, or as many as tell
     them apart.
 
     Where a model lies on this machine is not for everybody who opens the page, and a link goes to others too.

@@ -235,7 +235,7 @@ _ADVICE = (
 
 @contextmanager
 def _as_options() -> Iterator[None]:
-    """What is wrong with official files in the words of the command line."""
+    """Say what is wrong with official files, in the words of the command line."""
     try:
         yield
     except CheckpointError as error:

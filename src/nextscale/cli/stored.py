@@ -121,7 +121,7 @@ def _text(value: Any) -> bool:
 
 
 def _name(value: Any) -> bool:
-    """Of a file or a kind: in one line, and short enough for any system."""
+    """Tell whether a text can name a file or a kind: one line, short enough for any system."""
     return isinstance(value, str) and len(value) <= MAX_NAME and value.isprintable()
 
 
@@ -199,7 +199,7 @@ _KNOWN: Mapping[str, Check] = {
 
 
 def _first_wrong(settings: object, pixels: int) -> str:
-    """What cannot be, in words; nothing if all can. pixels: of the picture that holds them."""
+    """Say what cannot be, or nothing if all can. pixels: of the picture that holds the settings."""
     if not isinstance(settings, dict):
         return "no JSON object"
     if _depth(settings) > MAX_DEPTH:
@@ -221,7 +221,7 @@ def _depth(value: object) -> int:
 
 
 def _wrong_pictures(settings: Mapping[str, Any], key: str = "") -> str:
-    """What a picture shows, under the name of the key or any, and a seed for each."""
+    """Check what a picture shows, under the name of the key or any, and a seed for each."""
     key = key or stored_key(settings)
     if not key:
         return "what it shows is missing"

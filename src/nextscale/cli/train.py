@@ -219,7 +219,7 @@ def _settings(
     seed: int | None,
     device: str,
 ) -> dict[str, Any]:
-    """What all three kinds take, by the names of the recipes' functions.
+    """Gather what all three kinds take, by the names of the recipes' functions.
 
     Raises InvalidArgumentError, naming the option, for what no run can have.
     """

@@ -62,7 +62,7 @@ def _list(broken: Sequence[FileState]) -> None:
 
 
 def _verdict(plan: RunPlan, files: Sequence[FileState], broken: Sequence[FileState]) -> str:
-    """What is left of the run, and how to complete it."""
+    """Say what is left of the run, and how to complete it."""
     missing = sum(file.is_missing for file in broken)
     damaged, whole = len(broken) - missing, sum(f.pictures for f in files if not f.problem)
     counts = [f"{n:,} {word}" for n, word in ((missing, "missing"), (damaged, "damaged")) if n]

@@ -40,7 +40,7 @@ def is_junk(name: str) -> bool:
 
 @dataclass
 class Passed:
-    """What was passed over, by the kind of file, and folders without pictures."""
+    """Count what was passed over, by the kind of file, and folders without pictures."""
 
     files: Counter[str] = field(default_factory=Counter)
     folders: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Passed:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, by name, without junk. Raises DataError if it cannot be read."""
+    """List a folder by name, without junk. Raises DataError if it cannot be read."""
     try:
         with os.scandir(folder) as found:
             return sorted((entry for entry in found if not is_junk(entry.name)), key=lambda entry: entry.name)
@@ -125,7 +125,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _identities(folder: Path) -> frozenset[tuple[int, int]]:
-    """Of a folder and all above it, so that a link to one of them is no way down."""
+    """Identify a folder and all above it, so that a link to one of them is no way down."""
     here = Path(os.path.realpath(folder))
     return frozenset(_identity(place) for place in (here, *here.parents))
 

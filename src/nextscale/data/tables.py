@@ -104,7 +104,7 @@ def _only(features: dict[str, Any], kind: str) -> str | None:
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """What the hub's writers put into a parquet schema about its columns."""
+    """Read what the hub's writers put into a parquet schema about its columns."""
     raw = (schema.metadata or {}).get(b"huggingface")
     try:
         found = json.loads(raw)["info"]["features"] if raw else {}

@@ -149,7 +149,7 @@ class Studio:
 
 
 def _key(model: Model, settings: Settings, ssg: ScaledSpatialGuidance | None) -> Any:
-    """What the pictures depend on: on the strength that draws them, and not on that of the page.
+    """Key what the pictures depend on: the strength that draws them, and not that of the page.
 
     The rest of what shapes it stays, since the statistics are computed with that where there is no strength.
     """

@@ -96,7 +96,7 @@ class Settings:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """What shapes the strength, by name; nothing is open."""
+        """Give what shapes the strength, by name; nothing is open."""
         return {name: getattr(self, name) or usual for name, usual in SHAPE.items()}
 
     def guidance(self) -> ScaledSpatialGuidance:

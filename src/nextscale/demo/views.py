@@ -154,7 +154,7 @@ def film(shown: Shown, index: int) -> str:
 
 
 def strip(entries: Sequence[tuple[str, str, Image]], current: str, caption: str) -> str:
-    """The same picture at several strengths. entries: name, value as a URL has it, and picture of each."""
+    """Show one picture at several strengths. entries: name, value as a URL has it, and picture of each."""
     if not entries:
         return ""
     figures = "".join(

@@ -69,7 +69,7 @@ def help_button(name: str) -> str:
 
 
 def help_text(name: str) -> str:
-    """What :func:`help_button` opens."""
+    """Make what :func:`help_button` opens."""
     words = "".join(
         f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in HELP[name].items()
     )

@@ -99,7 +99,7 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Tensor, *, block: int = 4096) -> Moments:
-        """Of all rows of ``(N, d)``; at most ``block`` of them are in float64 at once.
+        """Compute moments of all rows of ``(N, d)``; at most ``block`` of them are in float64 at once.
 
         Raises InvalidArgumentError for tensors of other shapes, and for NaN or infinite features.
         """

@@ -72,7 +72,7 @@ class Reference:
     def of_images(
         cls, name: str, images: Images, advance: Advance = unheard, *, resize: str | None = None
     ) -> Reference:
-        """Of pictures that are not one npz file; they are read once for their digest.
+        """Open pictures that are not one npz file; they are read once for their digest.
 
         resize: the rule by which they were brought to their size, if one was named.
         """

@@ -80,7 +80,7 @@ def conditions(result: Result) -> list[str]:
 
 
 def compared_with(reference: Mapping[str, Any] | None) -> str:
-    """What figures were computed against, in words, from a protocol."""
+    """Say what figures were computed against, from a protocol."""
     if not reference:
         return "no reference"
     rule = f", resized by the rule {reference['resize']}" if "resize" in reference else ""

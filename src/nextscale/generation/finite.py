@@ -94,7 +94,7 @@ def check_decoded(finite: Tensor) -> None:
 
 
 def likely_cause(dtype: torch.dtype) -> str:
-    """What most often makes numbers of a model in this dtype NaN or infinite, and the remedy."""
+    """Name what most often makes numbers of a model in this dtype NaN or infinite, and the remedy."""
     if dtype in (torch.float32, torch.float64):
         return "the weights may be damaged"
     name = str(dtype).removeprefix("torch.")

@@ -31,7 +31,7 @@ def check_pictures(count: int, **methods: ClassifierFreeGuidance | ScaledSpatial
 
 
 def of_pictures(method: Method, span: slice) -> Method:
-    """The same guidance with the strengths of some of the pictures."""
+    """Take the strengths of some of the pictures, of guidance that is otherwise the same."""
     if isinstance(method, ClassifierFreeGuidance) and per_picture(method):
         return replace(method, scale=method.scale[span])  # type: ignore[index]
     if isinstance(method, ScaledSpatialGuidance) and per_picture(method):

@@ -108,7 +108,7 @@ def _resolve_one(
 
 
 def picture_rows(strength: object) -> list[float | tuple[float, ...]] | None:
-    """What a strength in its canonical form is for every picture; ``None`` if it is the same for all."""
+    """Give a strength in its canonical form for every picture; ``None`` if it is the same for all."""
     if not isinstance(strength, tuple) or not isinstance(strength[0], tuple):
         return None
     return [row[0] if len(row) == 1 else row for row in strength]

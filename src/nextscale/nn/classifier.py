@@ -76,7 +76,7 @@ class SmallClassifier(nn.Module):
         return cast(Grid, self.config.size)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """What each layer makes of the pictures, fine to coarse: ``(B, C, h, w)`` each."""
+        """Compute what each layer makes of the pictures, fine to coarse: ``(B, C, h, w)`` each."""
         x = F.gelu(self.whiten(images.contiguous(memory_format=torch.channels_last)))  # twice as fast so
         made = [x]
         for stage in self.stages:

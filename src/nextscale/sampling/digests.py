@@ -26,7 +26,7 @@ def path_digest(path: Path) -> str:
 
 
 def logged_digests(folder: Path, plan: RunPlan) -> dict[str, set[str]]:
-    """What the logs of a run say of its files, by their names; several, where several processes made one.
+    """Read what the logs of a run say of its files, by name; several, where several processes made one.
 
     Lines that cannot be read tell nothing, and neither do logs that are not there.
     """

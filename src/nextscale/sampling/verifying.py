@@ -75,7 +75,7 @@ def _files(folder: Path, plan: RunPlan) -> Iterator[tuple[Path, range]]:
 
 
 class _Shown:
-    """What the pictures show, compared with what the run was begun with, of which there is a digest."""
+    """Compare what the pictures show with what the run was begun with, of which there is a digest."""
 
     def __init__(self, plan: RunPlan) -> None:
         self.plan = plan

@@ -34,7 +34,7 @@ def encode_dataset(
     batch_size: int = 100,
     report: Reporter | None = None,
 ) -> Tensor:
-    """What ``encode`` makes of a whole data set, seen in every way: ``(views, N, ...)``.
+    """Encode a whole data set, seen in every way: ``(views, N, ...)``.
 
     flip: also mirrored. turn: also turned by one, two and three quarters; with both there are eight views.
     The first view is the picture as it is.
@@ -88,7 +88,7 @@ def cached(
 
 
 def _kept(path: Path, origin: str, shape: tuple[int, int]) -> Tensor | None:
-    """What a file holds, if it is whole and of this origin."""
+    """Read what a file holds, if it is whole and of this origin."""
     try:
         found = read_whole(path) if path.exists() else None
     except CheckpointError:

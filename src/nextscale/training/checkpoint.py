@@ -65,7 +65,7 @@ def write_whole(state: Mapping[str, Any], path: Path) -> None:
 
 
 def read_whole(path: Path) -> Any:
-    """What :func:`write_whole` wrote, on the CPU.
+    """Read what :func:`write_whole` wrote, on the CPU.
 
     Raises CheckpointError with the reason where it is damaged, in whatever way, or something else.
     """

@@ -41,7 +41,7 @@ class Initial(Generic[Transformer]):
 
     @property
     def digest(self) -> str:
-        """Of its weights."""
+        """Digest its weights."""
         return weights_digest(self.model)
 
     def fill(self, model: Transformer, sizes: str) -> str:

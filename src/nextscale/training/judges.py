@@ -38,7 +38,7 @@ class JudgeSettings:
             )
 
     def changed(self, perceptual: str | Path | None, adversarial: float | None) -> JudgeSettings:
-        """The same with other features (``"none"`` for none) or another adversarial weight, where given."""
+        """Replace features (``"none"`` for none) or the adversarial weight, where given."""
         new = self
         if perceptual is not None:
             new = replace(new, perceptual=None if perceptual == NONE else perceptual)
@@ -49,7 +49,7 @@ class JudgeSettings:
 
     @property
     def origin(self) -> dict[str, str]:
-        """What a checkpoint says of them, by the argument each can be changed with."""
+        """Say for a checkpoint what they are, by the argument each can be changed with."""
         weight = 0.0 if self.adversary is None else self.adversary.weight
         return {"perceptual": str(self.perceptual or NONE), "adversarial": f"{weight:g}"}
 

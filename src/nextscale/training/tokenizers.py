@@ -83,8 +83,11 @@ def stride_of(tokenizer: AnyTokenizer) -> int:
 
 
 def with_scales(tokenizer: Tokenizer, sides: Sides, source: str | Path) -> Tokenizer:
-    """The same tokenizer for another list of scales. Its weights do not depend on it, with one exception:
-    raises CheckpointError if it has a convolution for every scale and there are more or fewer."""
+    """Make the same tokenizer for another list of scales, on which its weights do not depend.
+
+    With one exception: raises CheckpointError if it has a convolution for every scale and there are
+    more or fewer.
+    """
     config: Any = replace(tokenizer.config, patch_nums=sides)
     with torch.device("meta"):
         other = type(tokenizer)(config)

@@ -117,7 +117,7 @@ def _iterate(run: _Run[Model], report: Reporter, stop_after: int | None) -> None
 def _tell(
     run: _Run[Model], log: Log, report: Reporter, loss: Tensor, metrics: dict[str, Tensor], until: int
 ) -> None:
-    """What files, the log and people get of an iteration.
+    """Tell files, the log and people of an iteration.
 
     The checkpoint comes before everything that can fail or take long.
     """

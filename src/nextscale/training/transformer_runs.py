@@ -149,7 +149,7 @@ class TransformerRun:
     def origin(
         self, settings: TrainSettings, vae: AnyTokenizer, first: Initial[Any] | None, training: ImageSource
     ) -> Origin:
-        """What the run is made of; a checkpoint of another is refused here, before pictures are encoded."""
+        """Say what the run is made of; a checkpoint of another is refused, before pictures are encoded."""
         weights = {"tokenizer": vae, "initial": None if first is None else first.model}
         origin = run_origin("transformer", self.recipe, training, vae.config.patch_nums or (), **weights)
         if self.resume:
@@ -174,7 +174,7 @@ class TransformerRun:
         flip: bool,
         turn: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """What the tokenizer makes of both, kept in files of that name."""
+        """Encode both sets of pictures by the tokenizer; kept in files of that name."""
         training, held = pictures
         path = self.output / f"{name}.pt"
         first = cached(vae, encode, training, path, flip=flip, turn=turn, report=self.report)

@@ -30,10 +30,10 @@ def options_named() -> Iterator[None]:
 
 
 def named(argument: str) -> str:
-    """What a message calls an argument; what is no option has one name."""
+    """Name an argument as messages call it; what is no option has one name."""
     return _OPTIONS.get(argument, argument) if _as_options.get() else argument
 
 
 def remedy() -> str:
-    """What to do about a checkpoint that cannot be gone on from."""
+    """Say what to do about a checkpoint that cannot be gone on from."""
     return f"use another {named('output')} folder, or start afresh with {named('resume=False')}"

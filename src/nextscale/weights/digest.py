@@ -68,6 +68,6 @@ def _named_by(data: Tensor) -> list[Tensor]:
 
 
 def state_of(modules: Mapping[str, nn.Module]) -> Hashable:
-    """What changes when weights are replaced, moved, or changed in place, found without reading them."""
+    """Fingerprint weights, without reading them: it changes when they are replaced, moved or written to."""
     tensors = [t for module in modules.values() for t in (*module.parameters(), *module.buffers())]
     return tuple((id(t), t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors)

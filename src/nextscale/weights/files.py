@@ -46,7 +46,7 @@ def read_weights(path: str | Path, *, unwrap: Sequence[str] = (), meta: bool = F
 
 
 def read_file(path: Path, *, meta: bool = False) -> dict[Any, Any]:
-    """What a weight file holds, nested as it is: tensors, mappings with tensors, and whatever else.
+    """Read what a weight file holds, nested as it is: tensors, mappings with tensors, and whatever else.
 
     meta: see :func:`read_weights`, which also names the errors.
     """
