@@ -255,18 +255,23 @@ def test_logits_that_are_no_numbers_stop_the_run(
     alone: dict[str, bytes],
 ):
     class Poisoned:
-        """The pipeline, but for NaN in the logits of one picture at the second step."""
+        """The pipeline, but for NaN in what the transformer says of one picture at the second step."""
 
         def __init__(self) -> None:
             self.device = pipe.device
 
-        def __call__(self, labels: Any, *, seed: Any, on_step: Any, **more: Any) -> Any:
-            def spoil(info: Any) -> None:
-                if info.index == 1 and 5 + 13 in seed:
-                    info.guided[list(seed).index(5 + 13), 0, 0] = float("nan")
-                on_step(info)
+        def __call__(self, labels: Any, *, seed: Any, **more: Any) -> Any:
+            def spoil(_module: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+                if logits.shape[1] == 4 and 5 + 13 in seed:
+                    logits = logits.clone()
+                    logits[list(seed).index(5 + 13), 0, 0] = float("nan")
+                return logits
 
-            return pipe(labels, seed=seed, on_step=spoil, **more)
+            hook = pipe.transformer.head.register_forward_hook(spoil)
+            try:
+                return pipe(labels, seed=seed, **more)
+            finally:
+                hook.remove()
 
     ours = worker(tmp_path, 2, pictures=replace(pictures, pipe=Poisoned()))
     with pytest.raises(SamplingError, match=r"NaN or infinite at step 2 \(2 x 2\) of picture 13"):

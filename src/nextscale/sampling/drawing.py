@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 
 from nextscale.errors import InvalidArgumentError, NotFiniteError, is_out_of_memory
-from nextscale.generation.finite import check_steps, finite_rows
 from nextscale.generation.loop import StepInfo
 from nextscale.sampling.plan import RunPlan
-from nextscale.scales import Grid
 
 Note = Callable[[str], None]
 CPU_GROUP = 2  # the smallest batch whose matrix products are computed like those of larger ones
@@ -62,8 +60,6 @@ class RunPictures:
                 on_step=watch,
                 **self.arguments,
             )
-            dtype = getattr(torch, out.settings["dtype"])
-            check_steps(torch.stack(watch.finite).cpu(), watch.steps, dtype)
         except NotFiniteError as error:
             raise error.of(padded[error.picture]) from None
         images: Tensor = out.images[: len(wanted)]
@@ -73,16 +69,12 @@ class RunPictures:
 
 
 class _Watch:
-    """A step callback that notes whose logits were finite, without waiting for them, and feeds digests."""
+    """A step callback that feeds digests."""
 
     def __init__(self, digests: Sequence[Any]) -> None:
         self.digests = digests
-        self.finite: list[Tensor] = []
-        self.steps: list[tuple[int, Grid]] = []
 
     def __call__(self, info: StepInfo) -> None:
-        self.finite.append(finite_rows(info.guided))
-        self.steps.append((info.index, info.grid))
         if self.digests:
             for digest, logits in zip(self.digests, info.guided.cpu(), strict=False):
                 digest.update(logits.contiguous().numpy())
